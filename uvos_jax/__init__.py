@@ -25,9 +25,23 @@ _LAZY = {
     "evaluate": "uvos_jax.evaluation.evaluator",
 }
 _SUBPACKAGES = (
-    "convert", "data", "errors", "evaluation", "export", "flow", "losses", "metrics", "modules", "ops",
-    "predict", "synthetic", "systems", "train", "types", "viz",
-)  # fmt: skip
+    "convert",
+    "data",
+    "errors",
+    "evaluation",
+    "export",
+    "flow",
+    "losses",
+    "metrics",
+    "modules",
+    "ops",
+    "predict",
+    "synthetic",
+    "systems",
+    "train",
+    "types",
+    "viz",
+)
 
 __all__ = [*_LAZY, "__version__"]
 

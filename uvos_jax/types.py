@@ -140,3 +140,28 @@ class Stage:
     optim: tuple[tuple[str, Any], ...] = ()
     reset_optimizer: bool = True
     loss_weights: tuple[tuple[str, float], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelCard:
+    """Facts for the table of systems; numbers are those of the publication.
+
+    Attributes:
+      title: what the paper calls the system.
+      year: of publication.
+      venue: conference or journal.
+      official_weights: where the authors published weights, or why there are none.
+      parity: what the implementation was compared with, and how closely they agree.
+      davis16_j / davis16_f: published mean J and F on DAVIS-16 val in percent, or None.
+      learned: what the tiny configuration reaches on held-out synthetic clips, and in how many
+        steps.
+    """
+
+    title: str
+    year: int
+    venue: str
+    official_weights: str = ""
+    parity: str = ""
+    davis16_j: float | None = None
+    davis16_f: float | None = None
+    learned: str = ""

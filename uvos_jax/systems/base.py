@@ -16,7 +16,7 @@ from flax import linen as nn
 
 from uvos_jax.ops.normalize import normalize_frames
 from uvos_jax.ops.resize import resize_bilinear
-from uvos_jax.types import Batch, ModelSpec, Outputs, Phase, Stage, State, Variables
+from uvos_jax.types import Batch, ModelCard, ModelSpec, Outputs, Phase, Stage, State, Variables
 
 
 class System:
@@ -30,6 +30,8 @@ class System:
 
     spec: ModelSpec
     module: nn.Module
+    #: Facts for the table of systems.
+    card: ClassVar[ModelCard | None] = None
     #: Regexes of parameter paths that belong to each named learning-rate group of the paper.
     parameter_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
