@@ -1,0 +1,208 @@
+"""Attention between the positions of two frames: co-attention, its gate and its channel weights.
+
+COSNet (Lu et al., CVPR 2019, section 3.1) compares every position of frame a with every position
+of frame b by a bilinear affinity, `A[i,j] = (M v_a[i]) . v_b[j]`, and re-expresses each frame as
+attention-weighted sums of the other frame's features. There is no `1/sqrt(C)`.
+
+Two implementations give the same numbers up to rounding: `dense` keeps the whole affinity (52 MB
+per pair at 60x60 in float32), `blockwise` works through blocks of query rows with the exact
+softmax over each full row and recomputes a block when it is differentiated, so that at no time
+more than `block_size` rows exist. All softmaxes run in float32.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+
+from uvos_jax.errors import ConfigError
+
+IMPLEMENTATIONS = ("dense", "blockwise")
+
+#: Stands for minus infinity; finite, so that a row without any valid key gives no NaN.
+_MASKED = -1e30
+
+
+def check_implementation(implementation: str) -> str:
+    """Returns `implementation`; raises `ConfigError` if it is not one of `IMPLEMENTATIONS`."""
+    if implementation not in IMPLEMENTATIONS:
+        raise ConfigError(
+            f"attention_impl {implementation!r} is unknown: use one of {IMPLEMENTATIONS}"
+        )
+    return implementation
+
+
+# ----- affinity, softmax, read-out ----------------------------------------------------------
+
+
+def affinity(queries: Float[Array, "B n C"], keys: Float[Array, "B m C"]) -> Float[Array, "B n m"]:
+    """All dot products, accumulated and returned in float32."""
+    return jnp.einsum("bnc,bmc->bnm", queries, keys, preferred_element_type=jnp.float32)
+
+
+def _read_out(scores: jax.Array, values: jax.Array, valid: jax.Array | None) -> jax.Array:
+    """softmax(scores) @ values over the last axis of `scores`, leaving out invalid columns."""
+    if valid is not None:
+        scores = jnp.where(valid[:, None, :], scores, _MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+    summary = jnp.einsum("bnm,bmd->bnd", weights, values, preferred_element_type=jnp.float32)
+    return summary.astype(values.dtype)
+
+
+def _in_blocks(function, rows: jax.Array, block_size: int) -> jax.Array:
+    """Applies `function: [B,block,C] -> [B,block,...]` to blocks of axis 1, one at a time.
+
+    The blocks have equal size (the rows are padded with zeros and the padding is cut off again);
+    each is recomputed in the backward pass instead of being stored.
+    """
+    B, n, C = rows.shape
+    blocks = -(-n // block_size)
+    block = -(-n // blocks)
+    padded = jnp.pad(rows, ((0, 0), (0, blocks * block - n), (0, 0)))
+    stacked = padded.reshape(B, blocks, block, C).swapaxes(0, 1)
+    done = jax.lax.map(jax.checkpoint(function, prevent_cse=False), stacked)
+    joined = done.swapaxes(0, 1)
+    return joined.reshape(B, blocks * block, *joined.shape[3:])[:, :n]
+
+
+def attend(
+    queries: Float[Array, "B n C"],
+    keys: Float[Array, "B m C"],
+    values: Float[Array, "B m D"],
+    *,
+    valid: Bool[Array, "B m"] | None = None,
+    implementation: str = "dense",
+    block_size: int = 512,
+) -> Float[Array, "B n D"]:
+    """`softmax_j(q_i . k_j) v_j`: each query position becomes a convex mix of the values.
+
+    Args:
+      valid: columns that take part; None for all.
+      implementation: `dense` or `blockwise`.
+      block_size: most query rows of the affinity that exist at once (blockwise only).
+    """
+    if check_implementation(implementation) == "dense":
+        return _read_out(affinity(queries, keys), values, valid)
+    return _in_blocks(
+        lambda rows: _read_out(affinity(rows, keys), values, valid), queries, block_size
+    )
+
+
+def co_attention(
+    projected: Float[Array, "B n C"],
+    frame_a: Float[Array, "B n C"],
+    frame_b: Float[Array, "B m C"],
+    *,
+    implementation: str = "dense",
+    block_size: int = 512,
+) -> tuple[Float[Array, "B n C"], Float[Array, "B m C"]]:
+    """Both summaries of a pair: a in terms of b's features, and b in terms of a's.
+
+    With `A = projected frame_b^T`:  `Z_a = softmax_j(A) frame_b`,  `Z_b = softmax_i(A^T) frame_a`.
+
+    Args:
+      projected: `frame_a` after the affinity's matrix, `M v_a[i]`.
+      frame_a, frame_b: features of the two frames, positions flattened.
+
+    Returns:
+      `Z_a` and `Z_b`. The dense form computes the affinity once, the blockwise form once per
+      direction.
+    """
+    if check_implementation(implementation) == "dense":
+        scores = affinity(projected, frame_b)
+        return _read_out(scores, frame_b, None), _read_out(scores.swapaxes(1, 2), frame_a, None)
+    options = {"implementation": implementation, "block_size": block_size}
+    summary_a = attend(projected, frame_b, frame_b, **options)
+    return summary_a, attend(frame_b, projected, frame_a, **options)
+
+
+def group_attend(
+    queries: Float[Array, "B n C"],
+    references: Float[Array, "B m C"],
+    *,
+    valid: Bool[Array, "B m"] | None = None,
+    implementation: str = "dense",
+    block_size: int = 512,
+) -> Float[Array, "B n C"]:
+    """Group co-attention: one query frame against all positions of all references at once.
+
+    The released group network (`siamese_model_conf_try_single.py@carrierlxk/COSNet`) normalises
+    twice: `P = softmax_i(A)` over the query's positions for each reference position, then
+    `Z = softmax_j(P) references` over all reference positions. Since P lies in [0,1] the second
+    softmax is almost flat; it is kept because the released weights were trained with it.
+
+    The blockwise form makes two passes: log-sum-exp of every column (in blocks of columns), then
+    the rows (in blocks of rows). Both are exact.
+
+    Args:
+      queries: `M v_a[i]`, the projected query frame.
+      references: features of the N reference frames, positions of all frames joined.
+      valid: reference positions that take part; None for all.
+    """
+    if check_implementation(implementation) == "dense":
+        scores = jax.nn.softmax(affinity(queries, references), axis=1)
+        return _read_out(scores, references, valid)
+    column_norm = _in_blocks(
+        lambda columns: jax.nn.logsumexp(affinity(columns, queries), axis=-1),
+        references,
+        block_size,
+    )
+
+    def rows_of(rows: jax.Array) -> jax.Array:
+        scores = jnp.exp(affinity(rows, references) - column_norm[:, None, :])
+        return _read_out(scores, references, valid)
+
+    return _in_blocks(rows_of, queries, block_size)
+
+
+# ----- blocks with parameters ---------------------------------------------------------------
+
+
+class AffinityProjection(nn.Module):
+    """The bias-free matrix of the bilinear affinity, `v -> M v` (`kernel [C,C]` holds M^T)."""
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: Float[Array, "*B C"]) -> Float[Array, "*B C"]:
+        C = features.shape[-1]
+        # U(+-1/sqrt(C)), the initialisation of linear layers that the released code keeps.
+        init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+        kernel = self.param("kernel", init, (C, C), jnp.float32)
+        return features.astype(self.dtype) @ kernel.astype(self.dtype)
+
+
+class ChannelWeights(nn.Module):
+    """Squeeze-and-excitation weights: mean over positions, two dense layers, sigmoid.
+
+    Attributes:
+      reduction: the hidden layer has `C // reduction` units.
+    """
+
+    reduction: int = 4
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: Float[Array, "B n C"]) -> Float[Array, "B C"]:
+        C = features.shape[-1]
+        pooled = jnp.mean(features.astype(jnp.float32), axis=1).astype(self.dtype)
+        hidden = nn.Dense(max(C // self.reduction, 1), dtype=self.dtype, name="squeeze")(pooled)
+        return nn.sigmoid(nn.Dense(C, dtype=self.dtype, name="excite")(nn.relu(hidden)))
+
+
+class SpatialGate(nn.Module):
+    """Multiplies a summary by `sigmoid(w . z)` per position: how far to trust it there.
+
+    Attributes:
+      use_bias: whether the gate's 1x1 convolution has a bias.
+    """
+
+    use_bias: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, summary: Float[Array, "*B C"]) -> Float[Array, "*B C"]:
+        gate = nn.Dense(1, use_bias=self.use_bias, dtype=self.dtype, name="conv")(summary)
+        return summary * nn.sigmoid(gate.astype(jnp.float32)).astype(summary.dtype)
