@@ -45,7 +45,7 @@ def test_released_arrays_are_reproduced(released, implementation):
         scores = attention.affinity(projected, b)
         # the source calls the reference's summary of a `query` and a's summary `exemplar`
         summary_a, summary_b = attention.co_attention(
-            projected, a, b, implementation=implementation, block_size=7
+            projected, b, a, b, implementation=implementation, block_size=7
         )
         gate = attention.SpatialGate()
         gate_kernel = released["gate_w"].reshape(1, -1).T
@@ -63,7 +63,12 @@ def test_released_arrays_are_reproduced(released, implementation):
 def test_blockwise_equals_dense_with_gradients(pair, block_size):
     def loss(x, implementation):
         z = attention.co_attention(
-            x["projected"], x["a"], x["b"], implementation=implementation, block_size=block_size
+            x["projected"],
+            x["b"],
+            x["a"],
+            x["b"],
+            implementation=implementation,
+            block_size=block_size,
         )
         return sum(jnp.sum(jnp.sin(s)) for s in z), z
 
@@ -81,6 +86,7 @@ def test_blockwise_group_attention_equals_dense_with_gradients(pair, block_size)
     def loss(x, implementation):
         z = attention.group_attend(
             x["projected"],
+            x["b"],
             x["b"],
             valid=valid,
             implementation=implementation,
@@ -105,14 +111,13 @@ def test_group_attention_matches_loops(rng):
             for i in range(4)
         ]
     )
-    got = attention.group_attend(
-        jnp.asarray(q[None], jnp.float32), jnp.asarray(r[None], jnp.float32)
-    )
+    queries, keys = jnp.asarray(q[None], jnp.float32), jnp.asarray(r[None], jnp.float32)
+    got = attention.group_attend(queries, keys, keys)
     np.testing.assert_allclose(got[0], expected, atol=1e-6)
 
 
 def test_summary_lies_in_the_convex_hull_of_the_other_frame(pair):
-    summary, _ = attention.co_attention(pair["projected"], pair["a"], pair["b"])
+    summary, _ = attention.co_attention(pair["projected"], pair["b"], pair["a"], pair["b"])
     assert np.all(summary <= pair["b"].max(1, keepdims=True) + 1e-6)
     assert np.all(summary >= pair["b"].min(1, keepdims=True) - 1e-6)
 
@@ -128,7 +133,7 @@ def test_attention_weights_sum_to_one(pair, implementation):
 
 def test_a_constant_reference_gives_a_constant_summary(pair):
     constant = jnp.broadcast_to(pair["b"][:, :1], pair["b"].shape)
-    summary, _ = attention.co_attention(pair["projected"], pair["a"], constant)
+    summary, _ = attention.co_attention(pair["projected"], constant, pair["a"], constant)
     np.testing.assert_allclose(summary, jnp.broadcast_to(constant[:, :1], summary.shape), atol=1e-6)
 
 
@@ -136,8 +141,8 @@ def test_swapping_the_frames_swaps_the_summaries_when_the_matrix_is_symmetric(pa
     M = rng.standard_normal((8, 8)).astype(np.float32)
     M = M + M.T
     a, b = pair["a"], pair["b"]
-    za, zb = attention.co_attention(a @ M, a, b)
-    yb, ya = attention.co_attention(b @ M, b, a)
+    za, zb = attention.co_attention(a @ M, b, a, b)
+    yb, ya = attention.co_attention(b @ M, a, b, a)
     np.testing.assert_allclose(za, ya, atol=1e-5)
     np.testing.assert_allclose(zb, yb, atol=1e-5)
 
@@ -153,8 +158,8 @@ def test_invalid_columns_have_no_influence(pair):
 
 def test_softmax_stays_in_float32_for_bfloat16_features(pair):
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), pair)
-    summary, _ = attention.co_attention(half["projected"], half["a"], half["b"])
-    exact, _ = attention.co_attention(pair["projected"], pair["a"], pair["b"])
+    summary, _ = attention.co_attention(half["projected"], half["b"], half["a"], half["b"])
+    exact, _ = attention.co_attention(pair["projected"], pair["b"], pair["a"], pair["b"])
     assert summary.dtype == jnp.bfloat16
     # bfloat16 rounds the features themselves by 2^-9
     np.testing.assert_allclose(summary.astype(jnp.float32), exact, atol=0.06)
@@ -167,7 +172,7 @@ def test_blockwise_attention_never_holds_the_whole_affinity():
 
     def temporary_bytes(implementation):
         def loss(p, a, b):
-            z = attention.co_attention(p, a, b, implementation=implementation, block_size=100)
+            z = attention.co_attention(p, b, a, b, implementation=implementation, block_size=100)
             return sum(jnp.sum(jnp.square(s)) for s in z)
 
         compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(x, x, x).compile()

@@ -91,46 +91,45 @@ def attend(
 
 
 def co_attention(
-    projected: Float[Array, "B n C"],
-    frame_a: Float[Array, "B n C"],
-    frame_b: Float[Array, "B m C"],
+    queries_a: Float[Array, "B n C"],
+    keys_b: Float[Array, "B m C"],
+    values_a: Float[Array, "B n D"],
+    values_b: Float[Array, "B m D"],
     *,
     implementation: str = "dense",
     block_size: int = 512,
-) -> tuple[Float[Array, "B n C"], Float[Array, "B m C"]]:
+) -> tuple[Float[Array, "B n D"], Float[Array, "B m D"]]:
     """Both summaries of a pair: a in terms of b's features, and b in terms of a's.
 
-    With `A = projected frame_b^T`:  `Z_a = softmax_j(A) frame_b`,  `Z_b = softmax_i(A^T) frame_a`.
-
-    Args:
-      projected: `frame_a` after the affinity's matrix, `M v_a[i]`.
-      frame_a, frame_b: features of the two frames, positions flattened.
+    With `A = queries_a keys_b^T`:  `Z_a = softmax_j(A) values_b`,  `Z_b = softmax_i(A^T) values_a`.
+    In COSNet the queries are `M v_a`, keys and values the features themselves.
 
     Returns:
       `Z_a` and `Z_b`. The dense form computes the affinity once, the blockwise form once per
       direction.
     """
     if check_implementation(implementation) == "dense":
-        scores = affinity(projected, frame_b)
-        return _read_out(scores, frame_b, None), _read_out(scores.swapaxes(1, 2), frame_a, None)
+        scores = affinity(queries_a, keys_b)
+        return _read_out(scores, values_b, None), _read_out(scores.swapaxes(1, 2), values_a, None)
     options = {"implementation": implementation, "block_size": block_size}
-    summary_a = attend(projected, frame_b, frame_b, **options)
-    return summary_a, attend(frame_b, projected, frame_a, **options)
+    summary_a = attend(queries_a, keys_b, values_b, **options)
+    return summary_a, attend(keys_b, queries_a, values_a, **options)
 
 
 def group_attend(
     queries: Float[Array, "B n C"],
-    references: Float[Array, "B m C"],
+    keys: Float[Array, "B m C"],
+    values: Float[Array, "B m D"],
     *,
     valid: Bool[Array, "B m"] | None = None,
     implementation: str = "dense",
     block_size: int = 512,
-) -> Float[Array, "B n C"]:
+) -> Float[Array, "B n D"]:
     """Group co-attention: one query frame against all positions of all references at once.
 
     The released group network (`siamese_model_conf_try_single.py@carrierlxk/COSNet`) normalises
     twice: `P = softmax_i(A)` over the query's positions for each reference position, then
-    `Z = softmax_j(P) references` over all reference positions. Since P lies in [0,1] the second
+    `Z = softmax_j(P) values` over all reference positions. Since P lies in [0,1] the second
     softmax is almost flat; it is kept because the released weights were trained with it.
 
     The blockwise form makes two passes: log-sum-exp of every column (in blocks of columns), then
@@ -138,21 +137,18 @@ def group_attend(
 
     Args:
       queries: `M v_a[i]`, the projected query frame.
-      references: features of the N reference frames, positions of all frames joined.
+      keys, values: features of the N reference frames, positions of all frames joined.
       valid: reference positions that take part; None for all.
     """
     if check_implementation(implementation) == "dense":
-        scores = jax.nn.softmax(affinity(queries, references), axis=1)
-        return _read_out(scores, references, valid)
+        return _read_out(jax.nn.softmax(affinity(queries, keys), axis=1), values, valid)
     column_norm = _in_blocks(
-        lambda columns: jax.nn.logsumexp(affinity(columns, queries), axis=-1),
-        references,
-        block_size,
+        lambda columns: jax.nn.logsumexp(affinity(columns, queries), axis=-1), keys, block_size
     )
 
     def rows_of(rows: jax.Array) -> jax.Array:
-        scores = jnp.exp(affinity(rows, references) - column_norm[:, None, :])
-        return _read_out(scores, references, valid)
+        scores = jnp.exp(affinity(rows, keys) - column_norm[:, None, :])
+        return _read_out(scores, values, valid)
 
     return _in_blocks(rows_of, queries, block_size)
 
