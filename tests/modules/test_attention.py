@@ -38,7 +38,7 @@ def pair():
 @pytest.mark.parametrize("implementation", attention.IMPLEMENTATIONS)
 def test_released_arrays_are_reproduced(released, implementation):
     a, b = positions(released["Va"]), positions(released["Vb"])
-    projection = attention.AffinityProjection()
+    projection = attention.AffinityProjection(8)
     variables = {"params": {"kernel": jnp.asarray(released["W_linear"].T)}}
     with jax.default_matmul_precision("highest"):
         projected = projection.apply(variables, a)

@@ -157,17 +157,22 @@ def group_attend(
 
 
 class AffinityProjection(nn.Module):
-    """The bias-free matrix of the bilinear affinity, `v -> M v` (`kernel [C,C]` holds M^T)."""
+    """The bias-free matrix of the bilinear affinity, `v -> M v` (`kernel [C,C]` holds M^T).
 
+    Attributes:
+      features: C.
+    """
+
+    features: int
     dtype: jnp.dtype = jnp.float32
 
-    @nn.compact
-    def __call__(self, features: Float[Array, "*B C"]) -> Float[Array, "*B C"]:
-        C = features.shape[-1]
+    def setup(self):
         # U(+-1/sqrt(C)), the initialisation of linear layers that the released code keeps.
         init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-        kernel = self.param("kernel", init, (C, C), jnp.float32)
-        return features.astype(self.dtype) @ kernel.astype(self.dtype)
+        self.kernel = self.param("kernel", init, (self.features, self.features), jnp.float32)
+
+    def __call__(self, features: Float[Array, "*B C"]) -> Float[Array, "*B C"]:
+        return features.astype(self.dtype) @ self.kernel.astype(self.dtype)
 
 
 class ChannelWeights(nn.Module):
