@@ -1,0 +1,110 @@
+"""Encodings of optical flow fields: colour wheel, angle and magnitude, resizing, camera motion.
+
+Flow is `(u right, v down)` in pixels of its own resolution, float32 `[...,H,W,2]`.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from uvos_jax.ops.resize import resize_bilinear
+
+#: Lengths of the wheel's segments red-yellow, yellow-green, green-cyan, cyan-blue, blue-magenta,
+#: magenta-red (Baker et al., "A Database and Evaluation Methodology for Optical Flow", 2011).
+WHEEL_SEGMENTS = (15, 6, 4, 11, 13, 6)
+#: Components beyond this mark unknown flow in Middlebury files.
+UNKNOWN = 1e9
+
+
+@lru_cache
+def color_wheel() -> np.ndarray:
+    """The 55 colours of the Middlebury wheel, float32 `[55,3]` RGB 0..255."""
+    #: (channel that is full, channel that moves, whether it rises) for each segment
+    rules = ((0, 1, True), (1, 0, False), (1, 2, True), (2, 1, False), (2, 0, True), (0, 2, False))
+    rows = []
+    for length, (full, moving, rises) in zip(WHEEL_SEGMENTS, rules, strict=True):
+        ramp = np.floor(255 * np.arange(length) / length)
+        segment = np.zeros((length, 3))
+        segment[:, full] = 255
+        segment[:, moving] = ramp if rises else 255 - ramp
+        rows.append(segment)
+    return np.concatenate(rows).astype(np.float32)
+
+
+def flow_to_color(
+    flow: Float[Array, "*B H W 2"],
+    max_flow: float | None = None,
+    *,
+    quantize: bool = True,
+    epsilon: float = 1e-5,
+) -> Float[Array, "*B H W 3"]:
+    """Middlebury colour coding: hue is direction, saturation is speed, zero flow is white.
+
+    Args:
+      max_flow: speed in pixels that is fully saturated; None takes each frame's maximum, as the
+        published pipelines of MATNet and FusionSeg do.
+      quantize: round down to whole levels, as an 8-bit picture holds them.
+      epsilon: added to the maximum; 1e-5 in the Python pipelines, 2e-16 in the MATLAB ones.
+
+    Returns:
+      RGB 0..255, float32. Unknown flow (a component beyond 1e9 or NaN) is black.
+    """
+    unknown = ~(jnp.abs(flow) < UNKNOWN).all(-1)
+    flow = jnp.where(unknown[..., None], 0.0, flow.astype(jnp.float32))
+    u, v = flow[..., 0], flow[..., 1]
+    if max_flow is None:
+        largest = jnp.sqrt(u * u + v * v).max(axis=(-2, -1), keepdims=True)
+    else:
+        largest = jnp.float32(max_flow)
+    u, v = u / (largest + epsilon), v / (largest + epsilon)
+    radius = jnp.sqrt(u * u + v * v)[..., None]
+    wheel = jnp.asarray(color_wheel())
+    position = (jnp.arctan2(-v, -u) / jnp.pi + 1) / 2 * (len(wheel) - 1)
+    low = jnp.floor(position).astype(jnp.int32)
+    fraction = (position - low)[..., None]
+    color = ((1 - fraction) * wheel[low] + fraction * wheel[(low + 1) % len(wheel)]) / 255
+    color = jnp.where(radius <= 1, 1 - radius * (1 - color), 0.75 * color)
+    image = 255 * color
+    image = jnp.floor(image) if quantize else image
+    return jnp.where(unknown[..., None], 0.0, image)
+
+
+def flow_to_angle_magnitude(
+    flow: Float[Array, "*B H W 2"],
+    *,
+    diagonal: float | None = None,
+    zero_below: float = 0.0,
+) -> Float[Array, "*B H W 2"]:
+    """MP-Net's input: unsigned angle `arccos(u/|w|)` in [0, pi] and `|w| / (diagonal / 6)`.
+
+    Args:
+      diagonal: of the frame the flow was computed on, in pixels; None takes this field's.
+      zero_below: angles of flow slower than this many pixels are set to 0 (1 at test time on
+        estimated flow, 0 in training).
+    """
+    H, W = flow.shape[-3:-1]
+    if diagonal is None:
+        diagonal = float(np.hypot(H, W))
+    u = flow[..., 0]
+    square = jnp.sum(flow * flow, axis=-1)
+    moving = square > 1e-12
+    magnitude = jnp.where(moving, jnp.sqrt(jnp.where(moving, square, 1.0)), 0.0)
+    cosine = jnp.where(moving, u / jnp.where(moving, magnitude, 1.0), 1.0)
+    angle = jnp.where(moving & (magnitude > zero_below), jnp.arccos(jnp.clip(cosine, -1, 1)), 0.0)
+    return jnp.stack([angle, magnitude / (diagonal / 6)], axis=-1)
+
+
+def resize_flow(flow: Float[Array, "*B H W 2"], size: tuple[int, int]) -> Float[Array, "*B h w 2"]:
+    """Resizes a field bilinearly and scales its vectors to pixels of the new size (h, w)."""
+    H, W = flow.shape[-3:-1]
+    ratio = jnp.asarray([size[1] / W, size[0] / H], flow.dtype)
+    return resize_bilinear(flow, size) * ratio
+
+
+def subtract_camera_motion(flow: Float[Array, "*B H W 2"]) -> Float[Array, "*B H W 2"]:
+    """Flow minus each frame's median vector, a robust guess of the camera's translation."""
+    return flow - jnp.median(flow, axis=(-3, -2), keepdims=True)
