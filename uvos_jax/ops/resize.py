@@ -133,7 +133,7 @@ def resize_nearest(
         else:
             index = np.floor((i + 0.5) * n_in / n_out).astype(int)
         index = np.minimum(index, n_in - 1)
-        if not (n_in == n_out):
+        if n_in != n_out:
             x = jnp.take(x, index, axis=axis)
     return x
 

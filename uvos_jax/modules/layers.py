@@ -1,0 +1,109 @@
+"""Convolution, normalisation and activation as every backbone here uses them.
+
+Padding is always explicit and symmetric: "SAME" with stride 2 pads one side only and gives other
+values than the networks these weights come from. Parameters are float32; `dtype` is that of the
+arithmetic.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+from jaxtyping import Array, Float
+
+BN_EPSILON = 1e-5
+#: Flax keeps this share of the running statistics; PyTorch's momentum 0.1.
+BN_MOMENTUM = 0.9
+
+
+class Conv(nn.Module):
+    """2-D convolution with explicit padding.
+
+    A 1x1 kernel is applied as a matrix product, which XLA's CPU back end runs about 1.3 times
+    faster than the equal convolution; a strided one skips pixels first.
+
+    Attributes:
+      features: output channels.
+      kernel_size: square kernel.
+      stride, dilation: of both axes.
+      padding: pixels on every side; None keeps the size at stride 1.
+      groups: feature groups.
+    """
+
+    features: int
+    kernel_size: int = 3
+    stride: int = 1
+    dilation: int = 1
+    padding: int | None = None
+    use_bias: bool = False
+    groups: int = 1
+    dtype: Any = jnp.float32
+    kernel_init: Any = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
+        """Cross-correlates `x`; output in `dtype`."""
+        k = self.kernel_size
+        shape = (k, k, x.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        x, kernel = jnp.asarray(x, self.dtype), jnp.asarray(kernel, self.dtype)
+        pad = (k - 1) * self.dilation // 2 if self.padding is None else self.padding
+        if k == 1 and self.groups == 1 and pad == 0:
+            if self.stride > 1:
+                x = x[:, :: self.stride, :: self.stride]
+            y = x @ kernel[0, 0]
+        else:
+            y = lax.conv_general_dilated(
+                x,
+                kernel,
+                (self.stride, self.stride),
+                [(pad, pad), (pad, pad)],
+                rhs_dilation=(self.dilation, self.dilation),
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                feature_group_count=self.groups,
+            )
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+            y = y + jnp.asarray(bias, self.dtype)
+        return y
+
+
+def batch_norm(
+    *,
+    train: bool,
+    freeze: bool = False,
+    dtype: Any = jnp.float32,
+    name: str | None = None,
+    **kwargs,
+) -> nn.BatchNorm:
+    """BatchNorm with the epsilon and momentum of the reference networks.
+
+    Args:
+      train: whether batch statistics are used and running ones updated.
+      freeze: use running statistics even in training.
+
+    Under jit with a sharded batch the statistics are those of the global batch.
+    """
+    return nn.BatchNorm(
+        use_running_average=not train or freeze,
+        momentum=BN_MOMENTUM,
+        epsilon=BN_EPSILON,
+        dtype=dtype,
+        name=name,
+        **kwargs,
+    )
+
+
+class PReLU(nn.Module):
+    """`max(x, 0) + a min(x, 0)` with one shared slope, stored as `weight [1]` like PyTorch's."""
+
+    init: float = 0.25
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        weight = self.param("weight", nn.initializers.constant(self.init), (1,), jnp.float32)
+        return jnp.where(x >= 0, x, jnp.asarray(weight, x.dtype) * x)
