@@ -1,0 +1,119 @@
+"""Builds the lattice of a term, in stages, with the table sizes an image needs.
+
+Eagerly, the stages are separate programs and the number of vertices is read between them, so the
+tables are as large as needed and never too small. Inside somebody else's trace the sizes must be
+known beforehand: they are then sized for the worst case, or for the `capacity` given, and
+a lattice that does not fit is reported by `Lattice.count`.
+
+Apart from speed there is a reason for separate programs: XLA on CPU fuses through optimisation
+barriers and recomputes a stage's producers for each of its results (15 times slower, measured).
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float32, UInt8
+
+from uvos_jax.errors import UnsupportedError
+from uvos_jax.ops.crf import embedding
+from uvos_jax.ops.crf.lattice import Lattice, connect, find_vertices, lattice_filter
+from uvos_jax.ops.crf.terms import TermKey
+
+_elevate = jax.jit(embedding.elevate, static_argnames=("axes", "extra"))
+_locate = jax.jit(embedding.locate)
+_find = jax.jit(find_vertices, static_argnames=("bits", "pixels"))
+_connect = jax.jit(connect, static_argnames=("bits", "capacity"))
+
+#: log2 of hash slots per class that an earlier image of this size and term needed.
+_BITS: dict[tuple, int] = {}
+_MAX_BITS = 26
+
+
+def is_traced(*values) -> bool:
+    """Whether any leaf is a tracer."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
+
+
+def room(count: int) -> int:
+    """The table length for `count` vertices: the next of 2^n and 1.5 * 2^n, so few are compiled."""
+    power = 1 << max(int(count) - 1, 1).bit_length()
+    return power * 3 // 4 if power * 3 // 4 >= count and power > 4 else power
+
+
+def _bits_for(points: int) -> int:
+    return max(int(points // 4).bit_length(), 8)
+
+
+def build_lattice(
+    image: UInt8[Array, "H W 3"] | np.ndarray | None,
+    size: tuple[int, int],
+    key: TermKey,
+    *,
+    capacity: int | None = None,
+) -> Lattice:
+    """Builds the lattice of the term `key` on an image (None for a spatial term) of `size`.
+
+    Args:
+      capacity: vertices to make room for; only used when the image is traced.
+
+    Raises:
+      ConfigError: scales too small for 16-bit lattice coordinates.
+    """
+    H, W = size
+    plan = embedding.geometry(H, W, key)
+    pixels, extra = H * W, (H * W) % 4 != 0
+    strides, origin = jnp.asarray(plan.strides), jnp.asarray(plan.origin)
+    tables = tuple(jnp.asarray(t) for t in plan.tables)
+    if key.is_bilateral and is_traced(image):
+        worst = pixels + extra
+        # At a load of 1/2 the probability of an unserved code is negligible, and it is reported.
+        bits = max((2 * (worst if capacity is None else -(-capacity // len(tables)))), 256)
+        bits = int(bits - 1).bit_length()
+        capacity = room((len(tables) + 1) * worst + 1) if capacity is None else capacity
+        elevated = embedding.opaque(
+            embedding.elevate(tables, image, axes=plan.axes, extra=extra)
+        )
+        located = embedding.opaque(embedding.locate(elevated, strides, origin))
+        found = embedding.opaque(find_vertices(*located, strides, bits=bits, pixels=pixels))
+        minus, plus = connect(found, strides, bits=bits, capacity=capacity)
+        count = jnp.where(found.unserved > 0, jnp.int32(2**31 - 1), found.starts[-1])
+        return Lattice(found.offsets, found.weights, minus, plus, count)
+
+    located = _locate(
+        _elevate(tables, image, axes=plan.axes, extra=extra), strides, origin
+    )
+    memo = (size, key)
+    bits = _BITS.get(memo, _bits_for(pixels))
+    while True:
+        found = _find(*located, strides, bits=bits, pixels=pixels)
+        starts, unserved = jax.device_get((found.starts, found.unserved))
+        # Beyond half load the probes get long; one size more is remembered for the next frames.
+        if unserved == 0 and np.max(np.diff(starts)) <= 1 << (bits - 1):
+            break
+        if bits >= _MAX_BITS:
+            raise UnsupportedError(
+                f"the lattice of {key.scales} on a {H}x{W} image does not fit 2^{bits} hash slots; "
+                "use larger scales or a smaller image"
+            )
+        bits += 1
+        _BITS[memo] = bits
+    capacity = room(int(starts[-1]))
+    minus, plus = _connect(found, strides, bits=bits, capacity=capacity)
+    return Lattice(found.offsets, found.weights, minus, plus, found.starts[-1])
+
+
+_ones_filtered = jax.jit(
+    lambda lattice: lattice_filter(lattice, jnp.ones(lattice.offsets.shape[1], jnp.float32))
+)
+
+
+@functools.lru_cache(maxsize=16)
+def spatial_lattice(size: tuple[int, int], key: TermKey) -> tuple[Lattice, Float32[Array, "N"]]:
+    """The lattice of a `Gaussian` term and its filter of ones: built once per size and kept."""
+    with jax.ensure_compile_time_eval():
+        lattice = build_lattice(None, size, key)
+        return lattice, _ones_filtered(lattice)
