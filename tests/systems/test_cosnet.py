@@ -14,6 +14,23 @@ from uvos_jax.systems import cosnet
 SIZE = (33, 49)
 
 
+def random_variables(system):
+    """Variables of the right shapes, drawn on the host (compiling `init` takes longer)."""
+    rng = np.random.default_rng(2)
+
+    def draw(path, leaf):
+        if path[-1].key == "kernel":
+            scale = np.sqrt(2 / np.prod(leaf.shape[:-1]))
+            if leaf.shape[:3] == (7, 7, 3):  # pixels reach from -120 to 150
+                scale /= 64
+            return jnp.asarray(scale * rng.standard_normal(leaf.shape), jnp.float32)
+        if path[-1].key in ("scale", "var"):
+            return jnp.asarray(0.5 + rng.random(leaf.shape), jnp.float32)
+        return jnp.asarray(0.1 * rng.standard_normal(leaf.shape), jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(system.init, jax.random.key(0)))
+
+
 @pytest.fixture(scope="module")
 def variants():
     """Systems and variables by their `model` overrides, all from one small configuration."""
@@ -30,7 +47,7 @@ def variants():
         structural = {"attention", "gate_bias", "head_convs"}
         shape = tuple((k, v) for k, v in key if k in structural and v != "symmetric")
         if ("variables", shape) not in known:
-            known["variables", shape] = known[key].init(jax.random.key(2))
+            known["variables", shape] = random_variables(known[key])
         return known[key], known["variables", shape]
 
     return build
@@ -129,11 +146,9 @@ def test_a_constant_reference_gives_a_constant_summary(variants, maps, variant):
 
 
 @pytest.mark.parametrize("variant", cosnet.VARIANTS)
-@pytest.mark.parametrize("attention", ["vanilla", "channel"])
-def test_blockwise_attention_gives_the_same_masks(variants, variant, attention):
-    options = {"variant": variant, "attention": attention}
-    dense, variables = variants(attention_impl="dense", **options)
-    blockwise, _ = variants(attention_impl="blockwise", **options)
+def test_blockwise_attention_gives_the_same_masks(variants, variant):
+    dense, variables = variants(attention_impl="dense", variant=variant)
+    blockwise, _ = variants(attention_impl="blockwise", variant=variant)
     batch = clip(3)
     a, _ = run(dense, variables, batch)
     b, _ = run(blockwise, variables, batch)
@@ -153,7 +168,7 @@ def test_swapping_the_frames_swaps_the_masks_if_heads_are_tied_and_the_matrix_sy
     swapped = {**batch, "frames": batch["frames"][:, ::-1]}
     a = run(system, tied, batch)[0]["logits"]
     b = run(system, tied, swapped)[0]["logits"]
-    np.testing.assert_allclose(a, b[:, ::-1], atol=1e-5)
+    np.testing.assert_allclose(a, b[:, ::-1], rtol=2e-5, atol=2e-5)  # logits reach 20
     untied = run(system, variables, swapped)[0]["logits"]
     original = run(system, variables, batch)[0]["logits"]
     assert float(jnp.max(jnp.abs(original - untied[:, ::-1]))) > 1e-3
