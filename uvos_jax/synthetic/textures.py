@@ -6,22 +6,31 @@ import jax
 import jax.numpy as jnp
 
 
-def noise_tile(key: jax.Array, size: int, beta: jax.Array, cutoff: jax.Array) -> jax.Array:
-    """Two independent periodic fields `[size,size,2]` with spectrum 1/f^beta, unit variance.
+def noise_tiles(
+    key: jax.Array, count: int, size: int, beta: jax.Array, cutoff: jax.Array
+) -> jax.Array:
+    """Periodic fields `[count,size,size,2]` with spectrum 1/f^beta, mean 0, unit variance.
+
+    The two fields of a tile are independent: real and imaginary part of one transform.
 
     Args:
-      beta: spectral exponent, 0.7 (rough) to 1.6 (cloudy).
-      cutoff: frequencies above this share of the Nyquist rate fade out (out-of-focus layers).
+      beta: `[count]`, 0.7 (rough) to 1.8 (cloudy).
+      cutoff: `[count]`, frequencies above this share of the Nyquist rate fade out, as in layers
+        out of focus.
     """
-    white = jax.random.normal(key, (size, size, 2))
-    spectrum = jnp.fft.fft2(white[..., 0] + 1j * white[..., 1])
     f = jnp.fft.fftfreq(size) * size
     radius = jnp.sqrt(f[:, None] ** 2 + f[None, :] ** 2)
-    gain = jnp.where(radius > 0, jnp.maximum(radius, 1.0) ** -beta, 0.0)
-    gain = gain * jnp.exp(-((radius / (cutoff * size / 2)) ** 2))
-    field = jnp.fft.ifft2(spectrum * gain)
+    log_radius = jnp.log(jnp.maximum(radius, 1.0))
+    gain = jnp.exp(
+        -beta[:, None, None] * log_radius - (radius / (cutoff[:, None, None] * size / 2)) ** 2
+    )
+    gain = jnp.where(radius > 0, gain, 0.0)
+    # White noise is as white in the frequency domain: no forward transform is needed. Uniform
+    # phases and magnitudes are close enough to normal ones after the inverse transform.
+    parts = jax.random.uniform(key, (count, size, size, 2), minval=-1.0, maxval=1.0)
+    field = jnp.fft.ifft2(gain * (parts[..., 0] + 1j * parts[..., 1]))
     fields = jnp.stack([field.real, field.imag], axis=-1)
-    return fields / (jnp.std(fields, axis=(0, 1)) + 1e-6)
+    return fields / (jnp.std(fields, axis=(1, 2), keepdims=True) + 1e-6)
 
 
 def fetch(tile: jax.Array, q: jax.Array) -> jax.Array:
