@@ -74,18 +74,14 @@ def build_lattice(
         bits = max((2 * (worst if capacity is None else -(-capacity // len(tables)))), 256)
         bits = int(bits - 1).bit_length()
         capacity = room((len(tables) + 1) * worst + 1) if capacity is None else capacity
-        elevated = embedding.opaque(
-            embedding.elevate(tables, image, axes=plan.axes, extra=extra)
-        )
+        elevated = embedding.opaque(embedding.elevate(tables, image, axes=plan.axes, extra=extra))
         located = embedding.opaque(embedding.locate(elevated, strides, origin))
         found = embedding.opaque(find_vertices(*located, strides, bits=bits, pixels=pixels))
         minus, plus = connect(found, strides, bits=bits, capacity=capacity)
         count = jnp.where(found.unserved > 0, jnp.int32(2**31 - 1), found.starts[-1])
         return Lattice(found.offsets, found.weights, minus, plus, count)
 
-    located = _locate(
-        _elevate(tables, image, axes=plan.axes, extra=extra), strides, origin
-    )
+    located = _locate(_elevate(tables, image, axes=plan.axes, extra=extra), strides, origin)
     memo = (size, key)
     bits = _BITS.get(memo, _bits_for(pixels))
     while True:

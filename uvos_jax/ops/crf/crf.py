@@ -204,12 +204,13 @@ def _check_values(image: Any, values: Any, name: str) -> str:
         if name == "probs":
             form = f"{[*batch, *size]} (foreground) or {form}"
         raise ShapeError(
-            f"{name} has shape {shape} and the image {tuple(image.shape)}: expected {name} of shape "
-            f"{form.replace(chr(39), '')}; resize one to the other first"
+            f"{name} has shape {shape} and the image {tuple(image.shape)}: expected {name} of "
+            f"shape {form.replace(chr(39), '')}; resize one to the other first"
         )
     if lead and lead[0] < 2:
         raise ShapeError(
-            f"{name} has {lead[0]} label: expected at least 2, or a foreground map without that axis"
+            f"{name} has {lead[0]} label: expected at least 2, or a foreground map without "
+            "the label axis"
         )
     if not (np.issubdtype(values.dtype, np.floating) or values.dtype == jnp.bfloat16):
         raise DataError(

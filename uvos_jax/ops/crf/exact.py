@@ -27,7 +27,9 @@ def features(
         jnp.broadcast_to(jnp.arange(W, dtype=jnp.float32)[None] / key.scales[1], size),
     ]
     if key.is_bilateral:
-        planes += [jnp.asarray(image)[..., c].astype(jnp.float32) / key.scales[2 + c] for c in (0, 1, 2)]
+        planes += [
+            jnp.asarray(image)[..., c].astype(jnp.float32) / key.scales[2 + c] for c in (0, 1, 2)
+        ]
     return jnp.stack(planes, axis=-1).reshape(H * W, -1)
 
 

@@ -11,6 +11,7 @@ Vertex 0 stands for "absent" and always holds zero.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -44,7 +45,8 @@ class Vertices(NamedTuple):
 
     Attributes:
       words: code stored in a slot, -1 if empty.
-      numbers: number of the vertex in a slot, 0 if empty.
+      numbers: number of the vertex in a slot, 0 if empty, negated where another code was turned
+        away (a code that is not in such a slot may be in the other tables).
       starts: first number of each class and, last, the total.
       unserved: pixels left without a vertex because the tables were too small.
       offsets, weights: as in `Lattice`.
@@ -89,60 +91,118 @@ def _matches(words: jax.Array, slots: jax.Array, code: jax.Array) -> jax.Array:
     return same
 
 
-def _ranks(flags: Bool[Array, "n"]) -> tuple[Int32[Array, "n"], Int32[Array, ""]]:
-    """How many flags are set before each position, and how many in all (by 32-bit popcounts)."""
+def _number(first: Int32[Array, "J"], points: int) -> tuple[Int32[Array, "J"], Int32[Array, ""]]:
+    """Numbers the filled slots by their first pixel, from 0; also returns how many there are.
+
+    In raster order neighbouring pixels use neighbouring memory. One bit per pixel, popcounts.
+    """
+    filled = first < points
+    at = jnp.where(filled, first, 0)
+    bit = jnp.uint32(1) << (at & 31).astype(jnp.uint32)
+    bits = jnp.zeros(points // 32 + 1, jnp.uint32)
+    bits = bits.at[at >> 5].add(jnp.where(filled, bit, 0), mode="promise_in_bounds")
+    sums = jnp.cumsum(lax.population_count(bits).astype(jnp.int32))
+    before = jnp.pad(sums, (1, 0))
+    lower = lax.population_count(_take(bits, at >> 5) & (bit - 1)).astype(jnp.int32)
+    return _take(before, at >> 5) + lower, sums[-1]
+
+
+def _for_flagged(flags: Bool[Array, "n"], chunk: int, body: Callable, state):
+    """Runs `state = body(state, positions)` on all set flags, `chunk` at a time, in order.
+
+    The last chunk is filled up with n. Costs little where few flags are set.
+    """
     n = flags.shape[0]
-    bits = jnp.pad(flags, (0, -n % 32)).reshape(-1, 32).astype(jnp.uint32)
     lane = jnp.arange(32, dtype=jnp.uint32)
-    packed = jnp.sum(bits << lane, axis=1, dtype=jnp.uint32)
-    sums = jnp.cumsum(lax.population_count(packed).astype(jnp.int32))
-    before = jnp.pad(sums, (1, 0))[:-1]
-    inside = lax.population_count(packed[:, None] & ((jnp.uint32(1) << lane) - 1))
-    return (before[:, None] + inside.astype(jnp.int32)).reshape(-1)[:n], sums[-1]
+    bits = jnp.pad(flags, (0, -n % 32)).reshape(-1, 32).astype(jnp.uint32)
+    bits = jnp.sum(bits << lane, axis=1, dtype=jnp.uint32)
+    sums = jnp.cumsum(lax.population_count(bits).astype(jnp.int32))
+    total = sums[-1]
+    steps = bits.shape[0].bit_length()
+
+    def step(carry):
+        done, state = carry
+        target = done + jnp.arange(chunk, dtype=jnp.int32)
+
+        def halve(i, word):  # the number of words whose running sum is <= target
+            ahead = word + (1 << (steps - 1 - i))
+            inside = ahead <= bits.shape[0]
+            return jnp.where(
+                inside & (_take(sums, jnp.where(inside, ahead - 1, 0)) <= target), ahead, word
+            )
+
+        word = lax.fori_loop(0, steps, halve, jnp.zeros(chunk, jnp.int32))
+        word = jnp.minimum(word, bits.shape[0] - 1)
+        rest = _take(bits, word)
+        left = target - _take(sums, word) + lax.population_count(rest).astype(jnp.int32)
+        lowest = jnp.zeros(chunk, jnp.int32)
+        for width in (16, 8, 4, 2, 1):  # the bit with `left` set bits below it
+            half = rest & jnp.uint32((1 << width) - 1)
+            count = lax.population_count(half).astype(jnp.int32)
+            upper = left >= count
+            left = jnp.where(upper, left - count, left)
+            lowest = jnp.where(upper, lowest + width, lowest)
+            rest = jnp.where(upper, rest >> width, half)
+        position = jnp.where(target < total, 32 * word + lowest, n)
+        return done + chunk, body(state, position)
+
+    return lax.while_loop(lambda c: c[0] < total, step, (jnp.int32(0), state))[1]
 
 
 def _insert(code: Int32[Array, "S P"], bits: int):
-    """Serves all codes of one class: (words [S,J], first pixel [J], slot of each pixel [P])."""
+    """Gives all codes of one class a slot.
+
+    Returns:
+      words `[S,J]` and first pixel `[J]` (P: empty) of all slots, the slot of each pixel `[P]`
+      (-1: none), and which slots of the first table turned codes away `[2^bits]`.
+    """
     S, P = code.shape
     size, quarter = 1 << bits, 1 << (bits - 2)
     pixel = jnp.arange(P, dtype=jnp.int32)
-    h = _hash(code)
 
     def stored(first):
         found = first < P
         at = jnp.minimum(first, P - 1)
         return jnp.stack([jnp.where(found, _take(code[s], at), -1) for s in range(S)])
 
-    slot = _slots(h, bits, 0)
+    slot = _slots(_hash(code), bits, 0)
     first1 = jnp.full(size, P, jnp.int32).at[slot].min(pixel, mode="promise_in_bounds")
     words1 = stored(first1)
-    slot = jnp.where(_matches(words1, slot, code), slot, -1)
+    served = _matches(words1, slot, code)
 
-    at = _slots(h, bits, 1) - size
-    first2 = jnp.full(quarter, P, jnp.int32)
-    first2 = first2.at[jnp.where(slot < 0, at, quarter)].min(pixel, mode="drop")
-    words2 = stored(first2)
-    slot = jnp.where((slot < 0) & _matches(words2, at, code), at + size, slot)
+    def overflow(state, position):
+        slot, moved, first2, first3, words3 = state
+        valid = position < P
+        own = jnp.stack([_take(code[s], jnp.minimum(position, P - 1)) for s in range(S)])
+        h = _hash(own)
+        moved = moved.at[jnp.where(valid, _slots(h, bits, 0), size)].set(True, mode="drop")
+        at = _slots(h, bits, 1) - size
+        first2 = first2.at[jnp.where(valid, at, quarter)].min(position, mode="drop")
+        found = jnp.where(_matches(stored(first2), at, own), at + size, -1)
 
-    def body(carry):
-        probe, slot, first, words, _ = carry
-        at = _slots(h, bits, probe) - size - quarter
-        free = (slot < 0) & (_take(words[0], at) < 0)
-        first = first.at[jnp.where(free, at, quarter)].min(pixel, mode="drop")
-        words = stored(first)
-        slot = jnp.where((slot < 0) & _matches(words, at, code), at + size + quarter, slot)
-        return probe + 1, slot, first, words, jnp.any(slot < 0)
+        def probe_once(carry):
+            probe, found, first3, words3 = carry
+            at = _slots(h, bits, probe) - size - quarter
+            lost = valid & (found < 0)
+            free = lost & (_take(words3[0], at) < 0)
+            first3 = first3.at[jnp.where(free, at, quarter)].min(position, mode="drop")
+            words3 = stored(first3)
+            found = jnp.where(lost & _matches(words3, at, own), at + size + quarter, found)
+            return probe + 1, found, first3, words3
 
-    start = (
-        jnp.int32(0),
-        slot,
-        jnp.full(quarter, P, jnp.int32),
-        jnp.full((S, quarter), -1, jnp.int32),
-        jnp.any(slot < 0),
-    )
-    _, slot, first3, words3, _ = lax.while_loop(lambda c: c[4] & (c[0] < _PROBES), body, start)
-    words = jnp.concatenate([words1, words2, words3], axis=1)
-    return words, jnp.concatenate([first1, first2, first3]), slot
+        _, found, first3, words3 = lax.while_loop(
+            lambda c: jnp.any(valid & (c[1] < 0)) & (c[0] < _PROBES),
+            probe_once,
+            (jnp.int32(0), found, first3, words3),
+        )
+        slot = slot.at[position].set(found, mode="drop")
+        return slot, moved, first2, first3, words3
+
+    empty = jnp.full(quarter, P, jnp.int32)
+    state = (slot, jnp.zeros(size, bool), empty, empty, jnp.full((S, quarter), -1, jnp.int32))
+    slot, moved, first2, first3, words3 = _for_flagged(~served, max(P // 8, 32), overflow, state)
+    words = jnp.concatenate([words1, stored(first2), words3], axis=1)
+    return words, jnp.concatenate([first1, first2, first3]), slot, moved
 
 
 def find_vertices(
@@ -165,20 +225,20 @@ def find_vertices(
     S, P = code.shape
     K = residual.shape[0]
     d = K - 1
-    flat = residual.reshape(-1)
-    point = jnp.arange(P, dtype=jnp.int32)
-    last = _take(flat, (order & 7) * P + point)
+    last = sum(jnp.where((order & 7) == i, residual[i], 0.0) for i in range(K))
 
     def one_class(carry, k):
         code, before, start = carry
-        words, first, slot = _insert(code, bits)
+        words, first, slot, moved = _insert(code, bits)
         unserved = jnp.sum(slot < 0, dtype=jnp.int32)
         slot = jnp.maximum(slot, 0)
-        rank, count = _ranks(_take(first, slot) == point)
-        numbers = jnp.where(first < P, start + _take(rank, jnp.minimum(first, P - 1)), 0)
+        rank, count = _number(first, P)
+        numbers = jnp.where(first < P, start + rank, 0)
         offset = _take(numbers, slot)
+        moved = jnp.pad(moved, (0, numbers.shape[0] - moved.shape[0]))
+        numbers = jnp.where(moved, -numbers, numbers)
         axis = (order >> (3 * (d - k))) & 7
-        here = _take(flat, axis * P + point)
+        here = sum(jnp.where(axis == i, residual[i], 0.0) for i in range(K))
         weight = here - before
         code = code - jnp.stack([_take(strides[s], axis) for s in range(S)])
         out = (words, numbers, start, unserved, offset[:pixels], weight[:pixels])
@@ -188,9 +248,7 @@ def find_vertices(
     init = (code, last - 1.0, jnp.int32(1))
     (_, _, end), out = lax.scan(one_class, init, jnp.arange(K, dtype=jnp.int32))
     words, numbers, starts, unserved, offsets, weights = out
-    return Vertices(
-        words, numbers, jnp.append(starts, end), jnp.sum(unserved), offsets, weights
-    )
+    return Vertices(words, numbers, jnp.append(starts, end), jnp.sum(unserved), offsets, weights)
 
 
 def connect(
@@ -202,7 +260,10 @@ def connect(
     numbers = vertices.numbers.reshape(-1)
     words = vertices.words.swapaxes(0, 1).reshape(S, -1)
     code = jnp.stack(
-        [jnp.full(capacity, -1, jnp.int32).at[numbers].set(words[s], mode="drop") for s in range(S)]
+        [
+            jnp.full(capacity, -1, jnp.int32).at[jnp.abs(numbers)].set(words[s], mode="drop")
+            for s in range(S)
+        ]
     )
     vertex = jnp.arange(capacity, dtype=jnp.int32)
     kind = sum((vertex >= vertices.starts[k]).astype(jnp.int32) for k in range(1, K))
@@ -215,25 +276,31 @@ def connect(
         # after the last class comes class 0 with one more in every digit.
         want = code + jnp.where(is_last, jnp.sum(strides, axis=1)[:, None], 0)
         want = want - lax.dynamic_index_in_dim(strides, j, axis=1)
-        h = _hash(want)
-        number = jnp.zeros(capacity, jnp.int32)
+        at = base + _slots(_hash(want), bits, 0)
+        stored = _take(numbers, at)
+        hit = _matches(words, at, want)
+        number = jnp.where(hit, jnp.abs(stored), 0)
 
-        def look(probe, number):
-            at = base + _slots(h, bits, probe)
-            return jnp.where(_matches(words, at, want), _take(numbers, at), number)
+        def others(number, position):
+            valid = position < capacity
+            here = jnp.minimum(position, capacity - 1)
+            own = jnp.stack([_take(want[s], here) for s in range(S)])
+            h, table = _hash(own), _take(base, here)
+            at = table + _slots(h, bits, 1)
+            found = jnp.where(_matches(words, at, own), _take(numbers, at), 0)
 
-        number = look(1, look(0, number))
+            def more(carry):  # open addressing: an empty slot ends the search
+                probe, found, open_ = carry
+                at = table + _slots(h, bits, probe)
+                found = jnp.where(open_ & _matches(words, at, own), _take(numbers, at), found)
+                return probe + 1, found, open_ & (found == 0) & (_take(words[0], at) >= 0)
 
-        def more(carry):
-            probe, number, _ = carry
-            at = base + _slots(h, bits, probe)
-            stored = _take(words[0], at)
-            hit = _matches(words, at, want)
-            number = jnp.where(hit, _take(numbers, at), number)
-            return probe + 1, number, jnp.any((number == 0) & (stored >= 0) & exists)
+            start = (jnp.int32(0), found, valid & (found == 0))
+            _, found, _ = lax.while_loop(lambda c: jnp.any(c[2]) & (c[0] < _PROBES), more, start)
+            return number.at[position].set(found, mode="drop")
 
-        start = (jnp.int32(0), number, jnp.any((number == 0) & exists))
-        _, number, _ = lax.while_loop(lambda c: c[2] & (c[0] < _PROBES), more, start)
+        turned_away = exists & ~hit & (stored < 0)
+        number = _for_flagged(turned_away, max(capacity // 16, 32), others, number)
         minus = jnp.where(exists, number, 0)
         plus = jnp.zeros(capacity, jnp.int32).at[minus].set(vertex, mode="drop").at[0].set(0)
         return None, (minus, plus)

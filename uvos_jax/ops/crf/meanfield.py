@@ -18,9 +18,7 @@ from jaxtyping import Array, Float, Float32
 Kernel = Callable[[jax.Array], jax.Array]
 
 
-def normalized(
-    apply: Kernel, ones: Float32[Array, "N"], normalization: str
-) -> Kernel:
+def normalized(apply: Kernel, ones: Float32[Array, "N"], normalization: str) -> Kernel:
     """Wraps a raw filter in one of the four normalisations.
 
     Args:
@@ -75,6 +73,7 @@ def mean_field(
       kl_stop: stop after a step that changed the KL divergence by less than this (a sum over the
         image, so it depends on the image's size). None: all steps.
     """
+
     def energy(Q):
         total = jnp.zeros_like(Q)
         for kernel, compat in zip(kernels, compats, strict=True):
@@ -119,6 +118,7 @@ def mean_field_two_labels(
     Args:
       difference: unary energy of label 0 minus that of label 1.
     """
+
     def step(logit, _):
         z = jnp.tanh(0.5 * logit)
         total = difference
@@ -126,5 +126,7 @@ def mean_field_two_labels(
             total = total + weight * kernel(z)
         return total, None
 
-    logit, _ = lax.scan(step, difference, None, length=iterations)
+    # Unrolled because a loop would copy the lattices into its state, a fifth of the time on CPU.
+    unroll = min(iterations, 10) or 1
+    logit, _ = lax.scan(step, difference, None, length=iterations, unroll=unroll)
     return jax.nn.sigmoid(logit)

@@ -85,7 +85,7 @@ def _scales(value: Any, count: int, name: str, term: Term) -> tuple[float, ...]:
         np.all(np.isfinite(values)) and np.all(values > 0)
     ):
         raise ConfigError(
-            f"{type(term).__name__}.{name} is {value!r}: give one positive number or {count} of them"
+            f"{type(term).__name__}.{name} is {value!r}: give one positive number or {count}"
         )
     return tuple(float(v) for v in np.broadcast_to(values, (count,)))
 
