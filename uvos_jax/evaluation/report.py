@@ -1,0 +1,167 @@
+"""The outcome of an evaluation: numbers, the protocol they follow, and ways to write them down."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from uvos_jax.errors import DataError
+from uvos_jax.evaluation.layouts import SequenceFiles
+from uvos_jax.evaluation.protocols import Row
+
+
+@dataclasses.dataclass
+class Report:
+    """Scores of one set of results.
+
+    Attributes:
+      dataset: id of the data set.
+      protocol: which frames, rules and averages were used, in words.
+      layout: where and how the annotations were found, in words.
+      results, root: the folders that were compared.
+      summary: numbers of the whole data set, for example `J_mean`.
+      rows: per sequence (or object) numbers with their per-frame values.
+      groups: numbers per category, for data sets with categories.
+      sequences: files of the scored sequences (for pictures).
+      version: of the library.
+    """
+
+    dataset: str
+    protocol: str
+    layout: str
+    results: str
+    root: str
+    summary: dict[str, float]
+    rows: list[Row]
+    groups: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    sequences: tuple[SequenceFiles, ...] = dataclasses.field(default=(), repr=False)
+    version: str = ""
+
+    @property
+    def per_sequence(self) -> dict[str, dict[str, float]]:
+        """Row name -> its numbers."""
+        return {row.name: row.stats for row in self.rows}
+
+    @property
+    def per_frame(self) -> dict[str, dict[str, Any]]:
+        """Row name -> `frames` and, per measure, one value per frame."""
+        return {row.name: {"frames": list(row.frames), **row.values} for row in self.rows}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as plain values; NaN becomes None."""
+        return {
+            "dataset": self.dataset,
+            "protocol": self.protocol,
+            "layout": self.layout,
+            "results": self.results,
+            "root": self.root,
+            "uvos_jax": self.version,
+            "summary": _plain(self.summary),
+            "groups": _plain(self.groups),
+            "per_sequence": _plain(self.per_sequence),
+            "per_frame": _plain(self.per_frame),
+        }
+
+    def to_json(self, path: str | Path) -> None:
+        """Writes `as_dict()` as JSON."""
+        _write(path, json.dumps(self.as_dict(), indent=1) + "\n")
+
+    def to_csv(self, path: str | Path) -> None:
+        """Writes one line per row and a last line `Average`; full precision, empty for NaN."""
+        columns = self._columns()
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(["Sequence", *columns])
+        for name, numbers in [*self.per_sequence.items(), ("Average", self.summary)]:
+            writer.writerow([name, *(_cell(numbers.get(c), "{!r}", "") for c in columns)])
+        _write(path, out.getvalue())
+
+    def to_html(self, path: str | Path, *, worst: int = 12) -> None:
+        """Writes one self-contained page: tables, a curve per sequence, the worst frames."""
+        from uvos_jax.evaluation.html import render
+
+        _write(path, render(self, worst=worst))
+
+    def print(self, console: Any = None) -> None:
+        """Prints the table with rich: protocol, one line per row, the average."""
+        from rich.console import Console
+        from rich.table import Table
+
+        console = console or Console()
+        columns = self._columns()
+        table = Table(title=f"{self.dataset}: {self.results}", title_justify="left")
+        table.add_column("sequence", no_wrap=True)
+        for column in columns:
+            table.add_column(column.replace("_", " "), justify="right")
+        for name, numbers in self.per_sequence.items():
+            table.add_row(name, *(_cell(numbers.get(c)) for c in columns))
+        for name, numbers in self.groups.items():
+            table.add_row(f"[{name}]", *(_cell(numbers.get(c)) for c in columns), style="cyan")
+        table.add_section()
+        table.add_row(
+            f"average of {len(self.rows)}",
+            *(_cell(self.summary.get(c)) for c in columns),
+            style="bold",
+        )
+        console.print(table)
+        extra = {k: v for k, v in self.summary.items() if k not in columns}
+        for name, value in extra.items():
+            console.print(f"{name.replace('_', ' ')}: {_cell(value)}", highlight=False)
+        console.print(f"Protocol: {self.protocol}", highlight=False)
+        console.print(f"Annotations: {self.root} ({self.layout})", highlight=False)
+
+    def _columns(self) -> list[str]:
+        return list(dict.fromkeys(key for row in self.rows for key in row.stats))
+
+
+def _cell(value: float | None, form: str = "{:.3f}", empty: str = "-") -> str:
+    if value is None or math.isnan(value):
+        return empty
+    return form.format(float(value))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [_plain(v) for v in value]
+    if isinstance(value, (float, np.floating)):
+        return None if math.isnan(value) else float(value)
+    return value
+
+
+def _write(path: str | Path, text: str) -> None:
+    """Writes text under a temporary name and renames it, so that no half file is left."""
+    path = Path(path)
+    check_writable(path)
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise DataError(f"cannot write {path}: {error.strerror}") from error
+        raise
+
+
+def check_writable(path: str | Path) -> None:
+    """Raises `DataError` if the folder of a file to be written does not exist."""
+    path = Path(path)
+    if path.is_dir():
+        raise DataError(f"cannot write {path}: it is a folder; give a file name")
+    if not path.parent.is_dir():
+        raise DataError(f"cannot write {path}: the folder {path.parent} does not exist; create it")
