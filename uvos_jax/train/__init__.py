@@ -1,1 +1,1 @@
-
+"""The training engine: sharded steps, stages, logging, checkpoints that survive."""
