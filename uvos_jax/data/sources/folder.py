@@ -1,0 +1,52 @@
+"""Videos in plain folders: one folder per sequence with `frames` and `masks` inside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Names
+from pathlib import Path
+
+from uvos_jax.data.sources.video import Sequence, VideoSource, match_by_stem
+from uvos_jax.data.video_io import list_images
+from uvos_jax.errors import DataError
+
+
+class FolderSource(VideoSource):
+    """Clips of every sequence under a root.
+
+    Args:
+      root: holds one folder per sequence with `frames` and `masks` inside.
+      sequences: names to use; all by default.
+      sparse: allow frames without mask (flagged by `has_mask`).
+
+    Raises:
+      DataError: no sequences, or frames without masks.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        split: str = "",
+        *,
+        sequences: Names[str] = (),
+        frames: str = "frames",
+        masks: str = "masks",
+        sparse: bool = False,
+        **clips,
+    ):
+        base = Path(root) / split if split else Path(root)
+        if not base.is_dir():
+            raise DataError(f"folder {base} does not exist")
+        names = list(sequences) or sorted(p.name for p in base.iterdir() if (p / frames).is_dir())
+        if not names:
+            raise DataError(
+                f"no sequences in {base}: expected <sequence>/{frames} and <sequence>/{masks} there"
+            )
+        found = []
+        for name in names:
+            for folder in (base / name / frames, base / name / masks):
+                if not folder.is_dir():
+                    raise DataError(f"sequence {name!r} is incomplete: {folder} is missing")
+            images = list_images(base / name / frames)
+            labels = match_by_stem(images, list_images(base / name / masks), name, sparse=sparse)
+            found.append(Sequence(name, tuple(images), labels))
+        super().__init__(found, **clips)

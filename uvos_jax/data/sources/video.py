@@ -1,0 +1,146 @@
+"""What all sources of annotated videos share: clips of frames, drawn around every frame."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from uvos_jax.data.video_io import read_image, read_mask
+from uvos_jax.errors import ConfigError, DataError, ShapeError
+
+
+@dataclasses.dataclass(frozen=True)
+class Sequence:
+    """One video: frames and, for each, the path of its mask or None."""
+
+    name: str
+    frames: tuple[Path, ...]
+    masks: tuple[Path | None, ...]
+
+    def __post_init__(self) -> None:
+        if not self.frames:
+            raise DataError(f"sequence {self.name!r} has no frames")
+
+
+class VideoSource:
+    """Clips of annotated sequences; one index per frame that can be a target.
+
+    Args:
+      clip_len: frames per clip.
+      stride: frames between them, for `sampling="consecutive"`.
+      sampling: `consecutive`, frames i, i+stride, ... (shortened at the end by mirroring back);
+        `pair`, frame i and partners drawn from the same sequence (COSNet's training).
+      binary: masks become 0/1 (255 stays void).
+      clips: `frames`, one index per frame; `sequences`, one index per sequence, whole.
+    """
+
+    ACCEPTS: ClassVar[frozenset[str]] = frozenset({"clip_len", "stride", "sampling"})
+
+    def __init__(
+        self,
+        sequences: list[Sequence],
+        *,
+        clip_len: int = 1,
+        stride: int = 1,
+        sampling: Literal["consecutive", "pair"] = "consecutive",
+        binary: bool = True,
+        clips: Literal["frames", "sequences"] = "frames",
+    ):
+        if sampling not in ("consecutive", "pair"):
+            raise ConfigError(f"sampling {sampling!r} is unknown: use 'consecutive' or 'pair'")
+        self.sequences, self.binary = sequences, binary
+        self.clip_len, self.stride, self.sampling = clip_len, stride, sampling
+        if clips == "sequences":
+            self.index = [(s, None) for s in range(len(sequences))]
+        else:
+            self.index = [(s, i) for s, q in enumerate(sequences) for i in range(len(q.frames))]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def _frames_of(self, sequence: Sequence, i: int | None, rng: np.random.Generator) -> list[int]:
+        count = len(sequence.frames)
+        if i is None:
+            return list(range(count))
+        if self.sampling == "pair":
+            partners = []
+            for _ in range(self.clip_len - 1):
+                j = int(rng.integers(count))
+                # One retry, as in the released loader: a frame may still meet itself.
+                partners.append(int(rng.integers(count)) if j == i else j)
+            return [i, *partners]
+        return [reflect(i + k * self.stride, count) for k in range(self.clip_len)]
+
+    def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """Example `index` in the data contract."""
+        s, i = self.index[index]
+        sequence = self.sequences[s]
+        chosen = self._frames_of(sequence, i, rng)
+        frames = [read_image(sequence.frames[k]) for k in chosen]
+        masks, has_mask = [], []
+        for k, frame in zip(chosen, frames, strict=True):
+            path = sequence.masks[k]
+            has_mask.append(path is not None)
+            masks.append(
+                np.zeros(frame.shape[:2], np.uint8) if path is None else self._mask(path, frame, k)
+            )
+        if len({f.shape for f in frames}) > 1:
+            raise ShapeError(f"sequence {sequence.name!r}: its frames differ in size")
+        return {
+            "frames": np.stack(frames),
+            "masks": np.stack(masks),
+            "valid": np.ones(len(chosen), bool),
+            "has_mask": np.asarray(has_mask),
+            "example_id": np.int32(index),
+        }
+
+    def _mask(self, path: Path, frame: np.ndarray, k: int) -> np.ndarray:
+        mask = read_mask(path)
+        if mask.shape != frame.shape[:2]:
+            raise ShapeError(
+                f"mask {path} is {mask.shape[1]}x{mask.shape[0]}, its frame {frame.shape[1]}x"
+                f"{frame.shape[0]}: they must have one size"
+            )
+        return self.binarize(mask) if self.binary else mask
+
+    def binarize(self, mask: np.ndarray) -> np.ndarray:
+        """Any object is foreground; in these annotations 255 is an object, not void."""
+        return (mask > 0).astype(np.uint8)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.sample(index, np.random.default_rng(index))
+
+    def names(self, index: int) -> tuple[str, list[str]]:
+        """Sequence name and frame stems of an example (whole sequences only)."""
+        sequence = self.sequences[self.index[index][0]]
+        return sequence.name, [p.stem for p in sequence.frames]
+
+
+def reflect(i: int, count: int) -> int:
+    """Index i walked back at the ends: 0 1 2 3 2 1 0 1 ... for count 4."""
+    if count == 1:
+        return 0
+    i %= 2 * (count - 1)
+    return i if i < count else 2 * (count - 1) - i
+
+
+def match_by_stem(
+    frames: list[Path], masks: list[Path], name: str, *, sparse: bool = False
+) -> tuple[Path | None, ...]:
+    """The mask of every frame by file stem.
+
+    Raises:
+      DataError: a frame has no mask and `sparse` does not allow it.
+    """
+    by_stem = {p.stem: p for p in masks}
+    found = tuple(by_stem.get(p.stem) for p in frames)
+    missing = [p for p, m in zip(frames, found, strict=True) if m is None]
+    if missing and (not sparse or len(missing) == len(frames)):
+        raise DataError(
+            f"sequence {name!r}: {len(missing)} of {len(frames)} frames have no mask, the first "
+            f"is {missing[0]}; add the masks or use sparse=True if the annotation is sparse"
+        )
+    return found
