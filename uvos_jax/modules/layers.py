@@ -30,7 +30,8 @@ class Conv(nn.Module):
       features: output channels.
       kernel_size: square kernel.
       stride, dilation: of both axes.
-      padding: pixels on every side; None keeps the size at stride 1.
+      padding: pixels on every side; None keeps the size at stride 1; `SAME` is TensorFlow's rule,
+        which pads the odd pixel at the bottom and right, for networks that come from there.
       groups: feature groups.
     """
 
@@ -38,7 +39,7 @@ class Conv(nn.Module):
     kernel_size: int = 3
     stride: int = 1
     dilation: int = 1
-    padding: int | None = None
+    padding: int | str | None = None
     use_bias: bool = False
     groups: int = 1
     dtype: Any = jnp.float32
@@ -52,7 +53,7 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         x, kernel = jnp.asarray(x, self.dtype), jnp.asarray(kernel, self.dtype)
         pad = (k - 1) * self.dilation // 2 if self.padding is None else self.padding
-        if k == 1 and self.groups == 1 and pad == 0:
+        if k == 1 and self.groups == 1 and pad in (0, "SAME"):
             if self.stride > 1:
                 x = x[:, :: self.stride, :: self.stride]
             y = x @ kernel[0, 0]
@@ -61,7 +62,7 @@ class Conv(nn.Module):
                 x,
                 kernel,
                 (self.stride, self.stride),
-                [(pad, pad), (pad, pad)],
+                pad if pad == "SAME" else [(pad, pad), (pad, pad)],
                 rhs_dilation=(self.dilation, self.dilation),
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
                 feature_group_count=self.groups,

@@ -52,7 +52,11 @@ def max_pool(
     *,
     ceil_mode: bool = False,
 ) -> Float[Array, "B h w C"]:
-    """Maximum over windows; padding never wins. Same rule in PyTorch and Caffe."""
+    """Maximum over windows; padding never wins. Same rule in PyTorch and Caffe.
+
+    Raises:
+      ShapeError: the window does not fit.
+    """
     pads = _spatial_padding(x.shape[1:3], window, stride, padding, ceil_mode)
     out = [pooled_size(n, window, stride, padding, ceil_mode=ceil_mode) for n in x.shape[1:3]]
     y = lax.reduce_window(

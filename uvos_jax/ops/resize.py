@@ -58,8 +58,6 @@ def _linear_matrix(n_in: int, n_out: int, convention: Convention) -> np.ndarray:
 
 def _apply_axis(x: Array, n_out: int, axis: int, convention: Convention) -> Array:
     n_in = x.shape[axis]
-    if n_in == n_out and convention != "legacy":
-        return x
     if n_in == n_out:
         return x
     if n_in > MATRIX_LIMIT:
