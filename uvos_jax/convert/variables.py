@@ -147,15 +147,7 @@ def load_variables(path: str | os.PathLike) -> Variables:
         )
     if path.is_dir():
         return _load_orbax(path)
-    if path.suffix == ".npz":
-        flat, text = _read_npz(path)
-    elif path.suffix == ".safetensors":
-        flat, text = _read_safetensors(path)
-    else:
-        raise CheckpointError(
-            f"cannot read weights from {path.name!r}: expected .npz, .safetensors or a checkpoint "
-            "folder; files of other frameworks go through `uvos convert` first"
-        )
+    flat, text = read_arrays(path)
     if text is None or not any(name.startswith("params/") for name in flat):
         raise CheckpointError(
             f"{path} holds no uvos_jax weights (no params/... arrays with metadata); official "
@@ -168,6 +160,21 @@ def load_variables(path: str | os.PathLike) -> Variables:
             for k, v in flat.items()
         }
     return Variables(unflatten(flat), meta=meta)
+
+
+def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
+    """Arrays by name of an `.npz` or `.safetensors` file, and its metadata text if it has one.
+
+    Raises:
+      CheckpointError: the file is damaged or has another suffix.
+    """
+    readers = {".npz": _read_npz, ".safetensors": _read_safetensors}
+    if path.suffix not in readers:
+        raise CheckpointError(
+            f"cannot read weights from {path.name!r}: expected .npz, .safetensors or a checkpoint "
+            "folder; files of other frameworks go through `uvos convert` first"
+        )
+    return readers[path.suffix](path)
 
 
 def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], str | None]:

@@ -1,0 +1,48 @@
+"""From a file of another framework to a flat mapping: official name to array."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from uvos_jax.convert.torch_file import read_torch
+from uvos_jax.convert.variables import read_arrays
+from uvos_jax.errors import CheckpointError
+
+Source = str | os.PathLike | Mapping[str, np.ndarray] | Sequence[str | os.PathLike]
+
+
+def read_official(source: Source) -> dict[str, np.ndarray]:
+    """Official names and arrays of a file, of several files together, or of a mapping.
+
+    Files: PyTorch (any suffix; recognised by content), `.npz` and `.safetensors` that hold official
+    names.
+
+    Raises:
+      CheckpointError: a file is missing, damaged or foreign, or two files share a name.
+    """
+    if isinstance(source, Mapping):
+        return {str(name): np.asarray(array) for name, array in source.items()}
+    if isinstance(source, (str, os.PathLike)):
+        return _read_file(Path(source))
+    merged: dict[str, np.ndarray] = {}
+    for path in source:
+        for name, array in _read_file(Path(path)).items():
+            if name in merged:
+                raise CheckpointError(
+                    f"{name} is in {path} and in another of the given files; pass one of them"
+                )
+            merged[name] = array
+    return merged
+
+
+def _read_file(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise CheckpointError(f"{path} {what}: expected a weight file the authors published")
+    if path.suffix in (".npz", ".safetensors"):
+        return read_arrays(path)[0]
+    return read_torch(path)
