@@ -9,7 +9,7 @@ that the general readers do not cover, and `PARTS`, a mapping from a name to a `
 official files that hold only a part of the network.
 """
 
-from uvos_jax.convert.convert import convert, convert_with_report
+from uvos_jax.convert.official import convert, convert_with_report
 from uvos_jax.convert.table import Entry, Layout, NameTable, Report
 from uvos_jax.convert.variables import load_variables, merge_strict, save_variables
 

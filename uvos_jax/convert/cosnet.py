@@ -1,7 +1,7 @@
 """Official COSNet weights: `co_attention_davis_<epoch>.pth`, pair and group networks alike.
 
 A torch pickle `{"epoch": int, "model": state_dict}` whose keys carry DataParallel's `module.`. Of
-its 687 arrays, 113 are counters that nothing needs; the rest fills every variable of the `full`
+its 687 arrays, 112 are counters that nothing needs; the rest fills every variable of the `full`
 configuration (vanilla or symmetric attention, one convolution per head, gate without bias).
 """
 
