@@ -1,1 +1,1 @@
-
+"""Applying systems to videos."""

@@ -1,0 +1,71 @@
+"""Small things several subcommands share."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from uvos_jax import registry
+from uvos_jax.errors import CheckpointError
+
+
+def make_predictor(args: argparse.Namespace) -> Any:
+    """The predictor that `--system`, `--weights` and the options of `predict` describe.
+
+    Raises:
+      CheckpointError: a system without weights: they are never made up.
+    """
+    from uvos_jax.predict.predictor import Predictor
+
+    options = {"crf": args.crf, "flip": args.flip}
+    if args.threshold is not None:
+        options["threshold"] = args.threshold
+    if args.references is not None:
+        options["references"] = args.references
+    if args.system is not None:
+        registry.check_name(args.system)
+    if args.weights is None:
+        if args.system is None:
+            return Predictor.default(**options)
+        raise CheckpointError(
+            f"--system {args.system} needs --weights: convert the authors' (`uvos convert "
+            f"{args.system} FILE --out {args.system}.npz`; `uvos info {args.system}` says where "
+            "they are), or train (`uvos train`)"
+        )
+    return Predictor.load(args.weights, args.system, **options)
+
+
+@contextlib.contextmanager
+def progress_bar(description: str, total: int | None) -> Iterator[Any]:
+    """Yields `advance()`; a bar with frames per second on terminals, silence elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Speed(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            return Text(f"{task.speed:.1f} frames/s" if task.speed else "")
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Speed(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(description, total=total)
+        yield lambda: progress.advance(task)

@@ -1,0 +1,145 @@
+"""`uvos predict`: masks for videos and folders of frames."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from uvos_jax.cli.common import make_predictor, progress_bar
+from uvos_jax.errors import DataError
+
+EPILOG = """examples:
+  uvos predict clip.mp4
+  uvos predict clip.mp4 frames_folder/ --out masks --overlay
+  uvos predict DAVIS/JPEGImages/480p --out masks --crf cosnet
+  uvos predict clip.mp4 --system cosnet --weights cosnet.npz --save probs
+
+Masks are palette PNGs in the DAVIS layout, OUT/VIDEO/00000.png: 0 background, 1 foreground."""
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    """Adds the subcommand."""
+    parser = subparsers.add_parser(
+        "predict",
+        help="masks for videos or folders of frames",
+        description="Find and cut out the primary object of videos.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "videos", nargs="+", metavar="VIDEO",
+        help="video file, folder of frames, or folder of such folders",
+    )  # fmt: skip
+    parser.add_argument("--out", default="masks", help="output folder (default: masks)")
+    parser.add_argument("--system", help="system id; default: the packaged weights' system")
+    parser.add_argument("--weights", help="npz, safetensors or checkpoint folder")
+    parser.add_argument("--crf", metavar="PRESET", help="refine with a dense CRF, e.g. cosnet")
+    parser.add_argument("--overlay", action="store_true", help="also write OUT/VIDEO_overlay.mp4")
+    parser.add_argument(
+        "--save", action="append", default=[], choices=["probs"],
+        help="also save 8-bit probability maps under OUT/probs",
+    )  # fmt: skip
+    parser.add_argument("--threshold", type=float, help="foreground above this (default 0.5)")
+    parser.add_argument("--references", type=int, help="reference frames (global systems)")
+    parser.add_argument("--flip", action="store_true", help="average with the mirrored frame")
+    parser.add_argument(
+        "--stream", action="store_true", help="look at past frames only, as on live video"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace existing results")
+    parser.add_argument(
+        "--skip-existing", action="store_true", help="leave videos alone that have results"
+    )
+    return parser
+
+
+def expand(paths: list[str]) -> list[Path]:
+    """Folders of frame folders and of videos become their contents.
+
+    Raises:
+      DataError: a path does not exist, or a folder holds neither frames nor videos.
+    """
+    from uvos_jax.data.video_io import VIDEO_SUFFIXES, list_images
+
+    videos: list[Path] = []
+    for text in paths:
+        path = Path(text)
+        if not path.exists():
+            raise DataError(f"video {path} does not exist: give a video file or folder of frames")
+        if path.is_dir() and not list_images(path):
+            inside = [
+                p
+                for p in sorted(path.iterdir())
+                if (p.is_dir() and list_images(p)) or p.suffix.lower() in VIDEO_SUFFIXES
+            ]
+            inside += [p / "frames" for p in sorted(path.iterdir()) if (p / "frames").is_dir()]
+            if not inside:
+                raise DataError(f"folder {path} holds no frames, videos or folders of frames")
+            videos.extend(inside)
+        else:
+            videos.append(path)
+    return videos
+
+
+def unique_names(videos: list[Path]) -> list[str]:
+    """Output folder names; raises `DataError` when two videos would share one."""
+    from uvos_jax.data.video_io import open_video
+
+    names: dict[str, Path] = {}
+    for video in videos:
+        name = open_video(video).name if video.is_dir() else video.stem
+        if name in names:
+            raise DataError(
+                f"{names[name]} and {video} would both be written to {name}/: predict them into "
+                "different --out folders"
+            )
+        names[name] = video
+    return list(names)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the subcommand."""
+    from uvos_jax.data.video_io import open_video
+    from uvos_jax.predict.predictor import FrameResult
+    from uvos_jax.predict.sink import PredictionSink
+
+    videos = expand(args.videos)
+    names = unique_names(videos)
+    predictor = make_predictor(args)
+    for video, name in zip(videos, names, strict=True):
+        if args.skip_existing and (Path(args.out) / name).exists():
+            print(f"{name}: has results, skipped")
+            continue
+        reader = open_video(video)
+        sink = PredictionSink(
+            args.out, name, fps=reader.fps, probs="probs" in args.save, video=args.overlay,
+            overwrite=args.overwrite,
+        )  # fmt: skip
+        began, count = time.monotonic(), 0
+        with sink, progress_bar(name, reader.num_frames) as advance:
+            if args.stream:
+                frames = iter(reader)
+                kept: list = []
+
+                def noted(frames=frames, kept=kept):
+                    for frame in frames:
+                        kept[:] = [frame]
+                        yield frame
+
+                results = (
+                    FrameResult(i, reader.frame_name(i), kept[0], p, (p > predictor.threshold)
+                                .astype("uint8"))
+                    for i, p in enumerate(predictor.stream(noted(), probabilities=True))
+                )  # fmt: skip
+            else:
+                results = predictor.iter_predict(reader)
+            for result in results:
+                sink.write(result)
+                count += 1
+                advance()
+        speed = count / max(time.monotonic() - began, 1e-9)
+        extra = f", {sink.overlay_path}" if args.overlay else ""
+        print(f"{name}: {count} masks in {sink.final}{extra} ({speed:.1f} frames/s)")
+        sys.stdout.flush()
+    return 0
