@@ -12,6 +12,8 @@ barriers and recomputes a stage's producers for each of its results (15 times sl
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +25,31 @@ from uvos_jax.ops.crf import embedding
 from uvos_jax.ops.crf.lattice import Lattice, connect, find_vertices, lattice_filter
 from uvos_jax.ops.crf.terms import TermKey
 
-_elevate = jax.jit(embedding.elevate, static_argnames=("axes", "extra"))
-_locate = jax.jit(embedding.locate)
-_find = jax.jit(find_vertices, static_argnames=("bits", "pixels"))
-_connect = jax.jit(connect, static_argnames=("bits", "capacity"))
 
-#: log2 of hash slots per class that an earlier image of this size and term needed.
+def _programs(batched: bool) -> dict[str, Callable]:
+    """The compiled stages, for one image or (vectorised) for several at once."""
+
+    def compiled(function, in_axes, *static):
+        def call(*arguments, **options):
+            one = partial(function, **options)
+            return (jax.vmap(one, in_axes) if batched else one)(*arguments)
+
+        return jax.jit(call, static_argnames=static)
+
+    return {
+        "elevate": compiled(embedding.elevate, (None, 0), "axes", "extra"),
+        "locate": compiled(embedding.locate, (0, None, None)),
+        "find": compiled(find_vertices, (0, 0, 0, None), "bits", "pixels"),
+        "connect": compiled(connect, (0, None), "bits", "capacity"),
+    }
+
+
+_ONE, _SEVERAL = _programs(False), _programs(True)
+
+#: log2 of hash slots per class, and table lengths, that an earlier image of this size and term
+#: needed; the next frames of a video then run the same compiled programs.
 _BITS: dict[tuple, int] = {}
+_ROOM: dict[tuple, int] = {}
 _MAX_BITS = 26
 
 
@@ -38,10 +58,17 @@ def is_traced(*values) -> bool:
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
 
 
-def room(count: int) -> int:
-    """The table length for `count` vertices: the next of 2^n and 1.5 * 2^n, so few are compiled."""
-    power = 1 << max(int(count) - 1, 1).bit_length()
-    return power * 3 // 4 if power * 3 // 4 >= count and power > 4 else power
+def room(count: int, before: int = 0) -> int:
+    """The table length for `count` vertices: `before` if that fits well, else a round number.
+
+    Round numbers have three significant bits and leave a margin of a twentieth, so that few
+    lengths are ever compiled.
+    """
+    if 0.6 * before <= count <= before:
+        return before
+    wanted = count + count // 20 + 1
+    step = 1 << max(wanted.bit_length() - 4, 3)
+    return -(-wanted // step) * step
 
 
 def _bits_for(points: int) -> int:
@@ -49,13 +76,15 @@ def _bits_for(points: int) -> int:
 
 
 def build_lattice(
-    image: UInt8[Array, "H W 3"] | np.ndarray | None,
+    image: UInt8[Array, "*B H W 3"] | np.ndarray | None,
     size: tuple[int, int],
     key: TermKey,
     *,
     capacity: int | None = None,
 ) -> Lattice:
     """Builds the lattice of the term `key` on an image (None for a spatial term) of `size`.
+
+    For a batch of images (not traced) the arrays of the lattice have a leading batch axis.
 
     Args:
       capacity: vertices to make room for; only used when the image is traced.
@@ -79,16 +108,18 @@ def build_lattice(
         found = embedding.opaque(find_vertices(*located, strides, bits=bits, pixels=pixels))
         minus, plus = connect(found, strides, bits=bits, capacity=capacity)
         count = jnp.where(found.unserved > 0, jnp.int32(2**31 - 1), found.starts[-1])
-        return Lattice(found.offsets, found.weights, minus, plus, count)
+        return Lattice(jnp.minimum(found.offsets, capacity - 1), found.weights, minus, plus, count)
 
-    located = _locate(_elevate(tables, image, axes=plan.axes, extra=extra), strides, origin)
+    run = _SEVERAL if image is not None and image.ndim == 4 else _ONE
+    elevated = run["elevate"](tables, image, axes=plan.axes, extra=extra)
+    located = run["locate"](elevated, strides, origin)
     memo = (size, key)
     bits = _BITS.get(memo, _bits_for(pixels))
     while True:
-        found = _find(*located, strides, bits=bits, pixels=pixels)
+        found = run["find"](*located, strides, bits=bits, pixels=pixels)
         starts, unserved = jax.device_get((found.starts, found.unserved))
         # Beyond half load the probes get long; one size more is remembered for the next frames.
-        if unserved == 0 and np.max(np.diff(starts)) <= 1 << (bits - 1):
+        if np.max(unserved) == 0 and np.max(np.diff(starts)) <= 1 << (bits - 1):
             break
         if bits >= _MAX_BITS:
             raise UnsupportedError(
@@ -97,9 +128,10 @@ def build_lattice(
             )
         bits += 1
         _BITS[memo] = bits
-    capacity = room(int(starts[-1]))
-    minus, plus = _connect(found, strides, bits=bits, capacity=capacity)
-    return Lattice(found.offsets, found.weights, minus, plus, found.starts[-1])
+    count = int(np.max(starts[..., -1]))
+    capacity = _ROOM[memo] = room(count, _ROOM.get(memo, 0)) if key.is_bilateral else count
+    minus, plus = run["connect"](found, strides, bits=bits, capacity=capacity)
+    return Lattice(found.offsets, found.weights, minus, plus, found.starts[..., -1])
 
 
 _ones_filtered = jax.jit(

@@ -18,10 +18,12 @@ from uvos_jax.ops.crf.build import build_lattice, is_traced, spatial_lattice
 from uvos_jax.ops.crf.lattice import lattice_filter
 from uvos_jax.ops.crf.meanfield import mean_field, mean_field_two_labels, normalized
 from uvos_jax.ops.crf.presets import get_preset
-from uvos_jax.ops.crf.terms import Term, TermKey, term_key
+from uvos_jax.ops.crf.terms import Number, Term, TermKey, term_key
 
 KERNELS = ("lattice", "exact")
 SMOOTH = ("lattice", "separable")
+#: Frames that run together on an accelerator.
+_CHUNK = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,7 @@ class _Plan:
     kernel: str
     smooth: str
     iterations: int
-    kl_stop: float | None
+    kl_stop: Number | None
     form: Literal["foreground", "probabilities", "unary"]
     unary: str
     stretch: bool
@@ -45,11 +47,11 @@ def dense_crf(
     *,
     unary: Any = None,
     preset: str = "cosnet",
-    terms: Sequence[Term] | None = None,
-    iterations: int | None = None,
-    kl_stop: float | Literal["preset"] | None = "preset",
-    kernel: Literal["lattice", "exact"] = "lattice",
-    smooth: Literal["lattice", "separable"] = "lattice",
+    terms: Sequence[Any] | None = None,
+    iterations: Any = None,
+    kl_stop: Number | Literal["preset"] | None = "preset",
+    kernel: str = "lattice",
+    smooth: str = "lattice",
     capacity: int | None = None,
 ) -> jax.Array:
     """Refines label probabilities so that they follow the edges of the image.
@@ -66,7 +68,7 @@ def dense_crf(
       preset: settings by name, see `list_presets()`; also says how `probs` become energies.
         A foreground map is stretched to 0..1 first where the published script does so; a constant
         map cannot be stretched and is returned as it is.
-      terms: pairwise terms instead of those of the preset.
+      terms: pairwise terms (`Gaussian`, `Bilateral`) instead of those of the preset.
       iterations: mean-field steps instead of the preset's; 0 returns the softmax of the energies.
       kl_stop: stop early once a step changes the KL divergence by less; None never stops.
       kernel: `lattice` (fast, as pydensecrf) or `exact` (all pairs of pixels, for small images).
@@ -119,12 +121,29 @@ def dense_crf(
     one = partial(_single, compats=compats, plan=plan, capacity=capacity)
     if image.ndim == 3:
         return one(image, values)
-    if is_traced(image, values):
+    if is_traced(image):
         return lax.map(lambda pair: one(*pair), (jnp.asarray(image), jnp.asarray(values)))
-    return jnp.stack([one(i, v) for i, v in zip(image, values, strict=True)])
+    # On CPU one frame at a time is faster: its lattice stays in the cache.
+    chunk = 1 if jax.default_backend() == "cpu" or kernel == "exact" else _CHUNK
+    if chunk == 1:
+        return jnp.stack([one(image[i], values[i]) for i in range(len(image))])
+    return _in_chunks(one, image, values, chunk)
+
+
+def _in_chunks(run, image: np.ndarray, values, chunk: int) -> jax.Array:
+    """Runs `chunk` frames at once; the last ones are filled up, so that one size is compiled."""
+    results = []
+    for start in range(0, len(image), chunk):
+        some, these = image[start : start + chunk], values[start : start + chunk]
+        missing = chunk - len(some)
+        some = np.concatenate([some, some[-1:].repeat(missing, axis=0)])
+        these = jnp.concatenate([jnp.asarray(these), jnp.repeat(these[-1:], missing, axis=0)])
+        results.append(run(some, these)[: chunk - missing])
+    return jnp.concatenate(results)
 
 
 def _single(image, values, *, compats, plan: _Plan, capacity: int | None) -> jax.Array:
+    """One frame (or, on an accelerator, several): lattices first, then everything else."""
     data = []
     for key in plan.keys:
         if plan.kernel == "exact":
@@ -135,10 +154,10 @@ def _single(image, values, *, compats, plan: _Plan, capacity: int | None) -> jax
             data.append(())
         else:
             data.append(spatial_lattice(plan.size, key))
-    return _solve(jnp.asarray(values, jnp.float32), tuple(data), compats, plan)
+    solve = _solve_one if image.ndim == 3 else _solve_several
+    return solve(jnp.asarray(values, jnp.float32), tuple(data), compats, plan)
 
 
-@partial(jax.jit, static_argnums=3)
 def _solve(values: jax.Array, data: tuple, compats: tuple, plan: _Plan) -> jax.Array:
     """Everything after the lattices: energies, normalisations, mean field."""
     flat = values.reshape(*values.shape[:-2], -1)
@@ -179,6 +198,16 @@ def _solve(values: jax.Array, data: tuple, compats: tuple, plan: _Plan) -> jax.A
     if plan.form == "foreground" and plan.stretch:
         result = jnp.where(jnp.min(flat) == jnp.max(flat), flat, result)
     return jnp.where(fits, result, jnp.nan).reshape(values.shape)
+
+
+_solve_one = jax.jit(_solve, static_argnums=3)
+
+
+@partial(jax.jit, static_argnums=3)
+def _solve_several(values: jax.Array, data: tuple, compats: tuple, plan: _Plan) -> jax.Array:
+    """`_solve` for a batch; what belongs to an image is mapped, spatial lattices are shared."""
+    axes = tuple(0 if key.is_bilateral else None for key in plan.keys)
+    return jax.vmap(partial(_solve, plan=plan), (0, axes, None))(values, data, compats)
 
 
 def _check_image(image: Any) -> Any:

@@ -61,7 +61,7 @@ class Vertices(NamedTuple):
 
 
 def _take(values: jax.Array, index: jax.Array) -> jax.Array:
-    return values.at[index].get(mode="promise_in_bounds")
+    return values.at[index].get(mode="promise_in_bounds", wrap_negative_indices=False)
 
 
 def _hash(code: Int32[Array, "S *n"]) -> UInt32[Array, "*n"]:
@@ -310,21 +310,27 @@ def connect(
 
 
 def _filter(lattice: Lattice, x: jax.Array, reverse: bool) -> jax.Array:
-    K, N = lattice.offsets.shape
-    M = lattice.minus.shape[1]
-    z = jnp.zeros(M, jnp.float32)
-    z = z.at[lattice.offsets].add(lattice.weights * x, mode="drop")
+    # Scans, although K is small: in straight-line code XLA fuses the passes of the blur into
+    # gathers of gathers, and one scatter over all classes copies its operands first.
+    def splat(z, corner):
+        offset, weight = corner
+        add = z.at[offset].add
+        return add(weight * x, mode="promise_in_bounds", wrap_negative_indices=False), None
 
-    # A scan, although K is small: unrolled, XLA fuses the passes into gathers of gathers.
     def blur(z, neighbours):
         minus, plus = neighbours
         return z + 0.5 * (_take(z, minus) + _take(z, plus)), None
 
+    def cut(y, corner):
+        offset, weight = corner
+        return y + weight * _take(z, offset), None
+
+    z = jnp.zeros(lattice.minus.shape[1], jnp.float32)
+    z, _ = lax.scan(splat, z, (lattice.offsets, lattice.weights))
     z, _ = lax.scan(blur, z, (lattice.minus, lattice.plus), reverse=reverse)
-    y = jnp.zeros(N, jnp.float32)
-    for k in range(K):
-        y = y + lattice.weights[k] * z.at[lattice.offsets[k]].get(mode="clip")
-    return y * jnp.float32(1.0 / (1.0 + 2.0 ** -(K - 1)))
+    y, _ = lax.scan(cut, jnp.zeros_like(x), (lattice.offsets, lattice.weights))
+    d = lattice.offsets.shape[0] - 1
+    return y * jnp.float32(1.0 / (1.0 + 2.0**-d))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -62,7 +62,7 @@ def mean_field(
     compats: Sequence[Float[Array, "..."]],
     *,
     iterations: int,
-    kl_stop: float | None = None,
+    kl_stop: int | float | None = None,
 ) -> Float32[Array, "L N"]:
     """Runs `iterations` steps from softmax(-unary); 0 steps return that.
 

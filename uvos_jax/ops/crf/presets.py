@@ -7,7 +7,7 @@ import difflib
 from typing import Literal
 
 from uvos_jax.errors import ConfigError
-from uvos_jax.ops.crf.terms import Bilateral, Gaussian, Term
+from uvos_jax.ops.crf.terms import Bilateral, Gaussian, Number, Term
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +27,14 @@ class Preset:
     iterations: int = 5
     unary: Literal["softmax", "rescored"] = "softmax"
     stretch: bool = True
-    kl_stop: float | None = None
+    kl_stop: Number | None = None
     source: str = ""
 
 
-def _pair(smooth: tuple[float, float], appearance: tuple[float, float, float]) -> tuple[Term, ...]:
+def _pair(
+    smooth: tuple[Number, Number], appearance: tuple[Number, Number, Number]
+) -> tuple[Term, ...]:
+    """The usual two terms: (sdims, compat) and (sdims, schan, compat)."""
     return (
         Gaussian(sdims=smooth[0], compat=smooth[1]),
         Bilateral(sdims=appearance[0], schan=appearance[1], compat=appearance[2]),

@@ -13,6 +13,8 @@ Normalization = Literal["symmetric", "before", "after", "none"]
 NORMALIZATIONS = ("symmetric", "before", "after", "none")
 ORDERS = ("yx", "xy")
 
+Number = int | float
+
 #: A label compatibility: a weight (Potts), `[L]` weights (diagonal) or an `[L,L]` matrix.
 Compat = Any
 
@@ -35,7 +37,7 @@ class Gaussian:
         (column, row) as `DenseCRF2D.addPairwiseGaussian`; the two lattices differ slightly.
     """
 
-    sdims: float | tuple[float, float] = 1.0
+    sdims: Number | tuple[Number, Number] = 1.0
     compat: Compat = 3.0
     normalization: Normalization = "symmetric"
     order: Literal["yx", "xy"] = "yx"
@@ -53,8 +55,8 @@ class Bilateral:
       compat, normalization, order: as in `Gaussian`.
     """
 
-    sdims: float | tuple[float, float] = 30.0
-    schan: float | tuple[float, float, float] = 5.0
+    sdims: Number | tuple[Number, Number] = 30.0
+    schan: Number | tuple[Number, Number, Number] = 5.0
     compat: Compat = 5.0
     normalization: Normalization = "symmetric"
     order: Literal["yx", "xy"] = "yx"
@@ -90,7 +92,7 @@ def _scales(value: Any, count: int, name: str, term: Term) -> tuple[float, ...]:
     return tuple(float(v) for v in np.broadcast_to(values, (count,)))
 
 
-def term_key(term: Term) -> TermKey:
+def term_key(term: Any) -> TermKey:
     """Checks a term and returns its hashable part.
 
     Raises:
