@@ -129,6 +129,7 @@ def full() -> ConfigDict:
     config.data.eval = ({"name": "davis", "root": "data/DAVIS", "split": "val"},)
     config.data.batch_size = 16
     config.data.clip_len = 2
+    config.data.sampling = "pair"  # a frame and another one anywhere in its sequence
     config.data.augment = {
         "flip": 0.5,
         "scale": (0.7, 1.3),
@@ -171,9 +172,7 @@ def light(config: ConfigDict) -> None:
     config.model.input_size = (129, 225)
     config.data.size = (97, 161)
 
-    config.data.train = (
-        {"name": "synthetic", "group": "video", "weight": 1.0, "preset": "fast"},
-    )
+    config.data.train = ({"name": "synthetic", "group": "video", "weight": 1.0, "preset": "fast"},)
     config.data.eval = ()
     config.data.batch_size = 8
     config.data.stride = 1

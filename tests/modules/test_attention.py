@@ -48,7 +48,7 @@ def test_released_arrays_are_reproduced(released, implementation):
             projected, b, a, b, implementation=implementation, block_size=7
         )
         gate = attention.SpatialGate()
-        gate_kernel = released["gate_w"].reshape(1, -1).T
+        gate_kernel = released["gate_w"].transpose(2, 3, 1, 0)
         gate_variables = {"params": {"conv": {"kernel": jnp.asarray(gate_kernel)}}}
         gated_a = gate.apply(gate_variables, summary_a)
         gated_b = gate.apply(gate_variables, summary_b)

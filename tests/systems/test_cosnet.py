@@ -294,7 +294,10 @@ def test_recipe_alternates_one_static_and_two_video_steps():
     assert stage.steps == config.train.total_steps == 7800
     static, video, _ = stage.phases
     groups = cosnet.COSNet.parameter_groups
-    assert static.frozen == groups["co_attention"]
+    assert dict(static.lr_multipliers) == {
+        groups["encoder"][0]: 1.0,
+        groups["co_attention"][0]: 0.0,
+    }
     assert dict(video.lr_multipliers) == {
         groups["encoder"][0]: 0.01,
         groups["co_attention"][0]: 10.0,

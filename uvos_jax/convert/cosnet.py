@@ -9,9 +9,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from uvos_jax.convert.backbones import deeplab_embedding
+from uvos_jax.convert.readers import Source, read_official
 from uvos_jax.convert.table import NameTable, batch_norm, conv, dense, joined
 from uvos_jax.errors import UnsupportedError
+
+
+def load(source: Source) -> dict[str, np.ndarray]:
+    """Official arrays by name, without the prefix of DataParallel."""
+    return {k.removeprefix("module."): v for k, v in read_official(source).items()}
 
 
 def table(config: Any) -> NameTable:
@@ -38,13 +46,13 @@ def table(config: Any) -> NameTable:
         + conv(f"main_classifier{i}", f"{head}/classifier", bias=True)
         for i, head in ((1, "query_head"), (2, "reference_head"))
     ]
-    return joined(
-        [
-            deeplab_embedding(config.block_counts, len(config.aspp_rates)).renamed(
-                "encoder.", "encoder"
-            ),
-            dense("linear_e", "affinity"),
-            conv("gate", "gate/conv"),
-            *heads,
-        ]
-    )
+    encoder = encoder_table(config).renamed("encoder.")
+    return joined([encoder, dense("linear_e", "affinity"), conv("gate", "gate/conv"), *heads])
+
+
+def encoder_table(config: Any) -> NameTable:
+    """Names of the saliency-trained encoder training starts from (`deeplab_davis_12_0.pth`)."""
+    return deeplab_embedding(config.block_counts, len(config.aspp_rates)).renamed(ours="encoder")
+
+
+PARTS = {"encoder": encoder_table}

@@ -18,6 +18,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from uvos_jax.errors import ConfigError
+from uvos_jax.modules.layers import Conv
 
 IMPLEMENTATIONS = ("dense", "blockwise")
 
@@ -204,6 +205,8 @@ class SpatialGate(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, summary: Float[Array, "*B C"]) -> Float[Array, "*B C"]:
-        gate = nn.Dense(1, use_bias=self.use_bias, dtype=self.dtype, name="conv")(summary)
+    def __call__(self, summary: Float[Array, "B *n C"]) -> Float[Array, "B *n C"]:
+        B, C = summary.shape[0], summary.shape[-1]
+        conv = Conv(1, 1, use_bias=self.use_bias, dtype=self.dtype, name="conv")
+        gate = conv(summary.reshape(B, -1, 1, C)).reshape(*summary.shape[:-1], 1)
         return summary * nn.sigmoid(gate.astype(jnp.float32)).astype(summary.dtype)

@@ -447,7 +447,7 @@ class COSNet(System):
         encoder, co_attention = (
             self.parameter_groups[name][0] for name in ("encoder", "co_attention")
         )
-        static = Phase("static", "static", ((co_attention, 0.0),), (co_attention,))
+        static = Phase("static", "static", ((encoder, 1.0), (co_attention, 0.0)))
         rates = tuple(config.model.video_lr_multipliers)
         video = Phase("video", "video", ((encoder, rates[0]), (co_attention, rates[1])))
         phases = (static, video, video) if config.model.static_steps else (video,)
