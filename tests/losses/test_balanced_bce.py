@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from uvos_jax.losses import balanced_bce, masks
+from uvos_jax.losses.dice import soft_iou_loss
 from uvos_jax.losses.orthogonality import orthogonality_penalty
 
 
@@ -54,7 +55,26 @@ def test_mean_absolute_error_matches_a_loop(example):
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
+def test_soft_iou_matches_a_loop(example):
+    logits, labels = example
+    losses = []
+    for image in range(3):
+        seen = list(pixels(logits[image], labels[image]))
+        overlap = sum(s * o for s, o in seen)
+        union = sum(s + o - s * o for s, o in seen)
+        losses.append(1 - (overlap + 1) / (union + 1))
+    got = soft_iou_loss(logits, *parts(labels))
+    np.testing.assert_allclose(got, np.mean(losses), rtol=1e-5)
+
+
+def test_soft_iou_of_a_perfect_mask_is_zero_also_when_empty():
+    for labels in (jnp.zeros((1, 4, 5), jnp.uint8), jnp.ones((1, 4, 5), jnp.uint8)):
+        target, weights = parts(labels)
+        assert float(soft_iou_loss(50.0 * (2 * target - 1), target, weights)) < 1e-6
+
+
 LOSSES = (
+    soft_iou_loss,
     balanced_bce.ratio_weighted_bce,
     balanced_bce.class_weighted_bce,
     balanced_bce.mean_absolute_error,

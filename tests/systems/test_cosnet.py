@@ -42,6 +42,8 @@ def variants():
             config = uvos.load_config("cosnet:tiny")
             config.model.input_size = SIZE
             config.model.block_size = 8
+            config.model.loss = "code"
+            config.model.iou_weight = 0.0
             known[key] = uvos.build(config, **overrides)
         # what is not in this list does not change the parameters
         structural = {"attention", "gate_bias", "head_convs"}
@@ -285,6 +287,14 @@ def test_paper_loss_and_symmetric_penalty_appear_as_terms(variants):
     penalty = np.sum((kernel @ kernel.T - np.eye(16)) ** 2)
     np.testing.assert_allclose(terms["orthogonality"], 1e-4 * penalty, rtol=1e-5)
     assert np.any(gradient["affinity"]["kernel"] != 0)
+
+
+def test_overlap_loss_is_a_term_of_its_own(variants):
+    system, _ = variants(iou_weight=0.5)
+    outputs = {"logits": jax.random.normal(jax.random.key(0), (2, 2, 5, 7, 1))}
+    value, terms = system.loss_fn(outputs, clip(2, B=2), step=0, phase="video")
+    np.testing.assert_allclose(value, terms["bce"] + terms["l1"] + terms["soft_iou"], rtol=1e-6)
+    assert 0 < float(terms["soft_iou"]) < 1  # two frames, each below 1
 
 
 def test_recipe_alternates_one_static_and_two_video_steps():

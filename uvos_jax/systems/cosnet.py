@@ -27,6 +27,7 @@ from flax import linen as nn
 
 from uvos_jax.errors import ConfigError
 from uvos_jax.losses import balanced_bce, masks
+from uvos_jax.losses.dice import soft_iou_loss
 from uvos_jax.losses.orthogonality import orthogonality_penalty
 from uvos_jax.modules import attention as attn
 from uvos_jax.modules.backbones.deeplab import DeepLabEmbedding
@@ -395,8 +396,9 @@ class COSNet(System):
         """`l(s,o)` summed over the frames of the clip; times `static_weight` in a static step.
 
         `l = BCE / r + 0.8 L1` (`loss="code"`) or the class-weighted cross entropy
-        (`loss="paper"`); the symmetric variant adds its penalty. In the group variant only the
-        first frame, the target, is supervised.
+        (`loss="paper"`), plus `iou_weight` times an overlap loss that is in neither; the symmetric
+        variant adds its penalty. In the group variant only the first frame, the target, is
+        supervised.
 
         Returns:
           the loss and its terms; `iou`, of the batch's pixels at 0.5, is for the log only.
@@ -414,7 +416,7 @@ class COSNet(System):
         full = resize_bilinear(logits.astype(jnp.float32).reshape(B * T, h, w, 1), size)
         full = full.reshape(B, T, *size)
 
-        terms = {"bce": 0.0, "l1": 0.0}
+        terms = {"bce": 0.0, "l1": 0.0, "soft_iou": 0.0}
         for t in range(T):  # every frame of the clip has its own foreground ratio
             of_frame = (full[:, t], target[:, t], weights[:, t])
             if config.loss == "paper":
@@ -424,10 +426,14 @@ class COSNet(System):
                     *of_frame, min_ratio=config.min_positive_ratio
                 )
                 terms["l1"] += config.l1_weight * balanced_bce.mean_absolute_error(*of_frame)
+            if config.iou_weight:
+                terms["soft_iou"] += config.iou_weight * soft_iou_loss(*of_frame)
         if static:
             terms = {k: config.static_weight * v for k, v in terms.items()}
         if config.loss == "paper":
             del terms["l1"]
+        if not config.iou_weight:
+            del terms["soft_iou"]
         if config.attention == "symmetric" and not static:
             terms["orthogonality"] = config.orthogonality_weight * outputs["orthogonality"]
         total = sum(terms.values())
