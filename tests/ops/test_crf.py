@@ -15,6 +15,7 @@ from uvos_jax.ops.crf import (
     exact,
     list_presets,
     separable,
+    spatial,
     unary,
 )
 from uvos_jax.ops.crf import crf as entry
@@ -96,12 +97,20 @@ def slow_filter(features, x, extra_zero, axes):
 
 def lattice_of(term, image=IMAGE):
     key = term_key(term)
-    return build.build_lattice(image if key.is_bilateral else None, image.shape[:2], key)
+    if key.is_bilateral:
+        return build.build_lattice(image, key)
+    return spatial.spatial_lattice(image.shape[:2], key)[0]
 
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize(
-    "term", [Gaussian(1.3), Bilateral(2, 1.1), Bilateral((3, 7), 20, order="xy")]
+    "term",
+    [
+        Gaussian(1.3),
+        Gaussian((2, 0.7), order="xy"),
+        Bilateral(2, 1.1),
+        Bilateral((3, 7), 20, order="xy"),
+    ],
 )
 def test_filter_equals_a_dictionary_of_lattice_points(term, reverse, rng):
     y, x = np.mgrid[:H, :W]
@@ -120,6 +129,13 @@ def test_filter_equals_a_dictionary_of_lattice_points(term, reverse, rng):
     )
     np.testing.assert_allclose(
         lattice_filter(lattice_of(term), jnp.asarray(values), reverse), expected, rtol=2e-5
+    )
+
+
+def test_spatial_filter_of_ones_is_that_of_the_lattice():
+    lattice, ones = spatial.spatial_lattice((H, W), term_key(Gaussian((2, 3))))
+    np.testing.assert_allclose(
+        ones, lattice_filter(lattice, jnp.ones(H * W, jnp.float32)), rtol=1e-6
     )
 
 

@@ -11,18 +11,17 @@ barriers and recomputes a stage's producers for each of its results (15 times sl
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float32, UInt8
+from jaxtyping import Array, UInt8
 
 from uvos_jax.errors import UnsupportedError
 from uvos_jax.ops.crf import embedding
-from uvos_jax.ops.crf.lattice import Lattice, connect, find_vertices, lattice_filter
+from uvos_jax.ops.crf.lattice import Lattice, connect, find_vertices
 from uvos_jax.ops.crf.terms import TermKey
 
 
@@ -76,13 +75,12 @@ def _bits_for(points: int) -> int:
 
 
 def build_lattice(
-    image: UInt8[Array, "*B H W 3"] | np.ndarray | None,
-    size: tuple[int, int],
+    image: UInt8[Array, "*B H W 3"] | np.ndarray,
     key: TermKey,
     *,
     capacity: int | None = None,
 ) -> Lattice:
-    """Builds the lattice of the term `key` on an image (None for a spatial term) of `size`.
+    """Builds the lattice of the bilateral term `key` on an image.
 
     For a batch of images (not traced) the arrays of the lattice have a leading batch axis.
 
@@ -92,12 +90,12 @@ def build_lattice(
     Raises:
       ConfigError: scales too small for 16-bit lattice coordinates.
     """
-    H, W = size
+    size = H, W = image.shape[-3:-1]
     plan = embedding.geometry(H, W, key)
     pixels, extra = H * W, (H * W) % 4 != 0
     strides, origin = jnp.asarray(plan.strides), jnp.asarray(plan.origin)
     tables = tuple(jnp.asarray(t) for t in plan.tables)
-    if key.is_bilateral and is_traced(image):
+    if is_traced(image):
         worst = pixels + extra
         # At a load of 1/2 the probability of an unserved code is negligible, and it is reported.
         bits = max((2 * (worst if capacity is None else -(-capacity // len(tables)))), 256)
@@ -110,7 +108,7 @@ def build_lattice(
         count = jnp.where(found.unserved > 0, jnp.int32(2**31 - 1), found.starts[-1])
         return Lattice(jnp.minimum(found.offsets, capacity - 1), found.weights, minus, plus, count)
 
-    run = _SEVERAL if image is not None and image.ndim == 4 else _ONE
+    run = _SEVERAL if image.ndim == 4 else _ONE
     elevated = run["elevate"](tables, image, axes=plan.axes, extra=extra)
     located = run["locate"](elevated, strides, origin)
     memo = (size, key)
@@ -129,19 +127,6 @@ def build_lattice(
         bits += 1
         _BITS[memo] = bits
     count = int(np.max(starts[..., -1]))
-    capacity = _ROOM[memo] = room(count, _ROOM.get(memo, 0)) if key.is_bilateral else count
+    capacity = _ROOM[memo] = room(count, _ROOM.get(memo, 0))
     minus, plus = run["connect"](found, strides, bits=bits, capacity=capacity)
     return Lattice(found.offsets, found.weights, minus, plus, found.starts[..., -1])
-
-
-_ones_filtered = jax.jit(
-    lambda lattice: lattice_filter(lattice, jnp.ones(lattice.offsets.shape[1], jnp.float32))
-)
-
-
-@functools.lru_cache(maxsize=16)
-def spatial_lattice(size: tuple[int, int], key: TermKey) -> tuple[Lattice, Float32[Array, "N"]]:
-    """The lattice of a `Gaussian` term and its filter of ones: built once per size and kept."""
-    with jax.ensure_compile_time_eval():
-        lattice = build_lattice(None, size, key)
-        return lattice, _ones_filtered(lattice)

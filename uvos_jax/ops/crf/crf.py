@@ -14,10 +14,11 @@ from jax import lax
 
 from uvos_jax.errors import ConfigError, DataError, ShapeError
 from uvos_jax.ops.crf import exact, separable, unary
-from uvos_jax.ops.crf.build import build_lattice, is_traced, spatial_lattice
+from uvos_jax.ops.crf.build import build_lattice, is_traced
 from uvos_jax.ops.crf.lattice import lattice_filter
 from uvos_jax.ops.crf.meanfield import mean_field, mean_field_two_labels, normalized
 from uvos_jax.ops.crf.presets import get_preset
+from uvos_jax.ops.crf.spatial import spatial_lattice
 from uvos_jax.ops.crf.terms import Number, Term, TermKey, term_key
 
 KERNELS = ("lattice", "exact")
@@ -149,7 +150,7 @@ def _single(image, values, *, compats, plan: _Plan, capacity: int | None) -> jax
         if plan.kernel == "exact":
             data.append((exact.features(image, plan.size, key),))
         elif key.is_bilateral:
-            data.append((build_lattice(image, plan.size, key, capacity=capacity),))
+            data.append((build_lattice(image, key, capacity=capacity),))
         elif plan.smooth == "separable":
             data.append(())
         else:

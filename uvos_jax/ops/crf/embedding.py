@@ -98,7 +98,7 @@ def _times(j: int, c: jax.Array) -> jax.Array:
 
 def elevate(
     tables: tuple[Float32[Array, "..."], ...],
-    image: UInt8[Array, "H W C"] | None,
+    image: UInt8[Array, "H W C"] | np.ndarray,
     *,
     axes: tuple[int, ...],
     extra: bool,
@@ -107,7 +107,7 @@ def elevate(
 
     Args:
       tables: of `Geometry`.
-      image: needed when a feature is a colour.
+      image: what the colours are read from.
       axes: of `Geometry`.
       extra: append one point with zero features, the vertices the original creates when the
         number of pixels is not a multiple of four.
