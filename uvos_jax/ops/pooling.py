@@ -48,17 +48,25 @@ def max_pool(
     x: Float[Array, "B H W C"],
     window: int,
     stride: int,
-    padding: int = 0,
+    padding: int | Literal["SAME"] = 0,
     *,
     ceil_mode: bool = False,
 ) -> Float[Array, "B h w C"]:
     """Maximum over windows; padding never wins. Same rule in PyTorch and Caffe.
 
+    Args:
+      padding: pixels on every side, or `SAME`: TensorFlow's rule, `ceil(n / stride)` outputs, the
+        odd pixel of padding at the bottom and right.
+
     Raises:
       ShapeError: the window does not fit.
     """
-    pads = _spatial_padding(x.shape[1:3], window, stride, padding, ceil_mode)
-    out = [pooled_size(n, window, stride, padding, ceil_mode=ceil_mode) for n in x.shape[1:3]]
+    if padding == "SAME":
+        out = [-(-n // stride) for n in x.shape[1:3]]
+        pads = lax.padtype_to_pads(x.shape[1:3], (window,) * 2, (stride,) * 2, "SAME")
+    else:
+        pads = _spatial_padding(x.shape[1:3], window, stride, padding, ceil_mode)
+        out = [pooled_size(n, window, stride, padding, ceil_mode=ceil_mode) for n in x.shape[1:3]]
     y = lax.reduce_window(
         x,
         -np.inf,
