@@ -65,7 +65,7 @@ def evaluate(
     found = find_dataset(dataset, root, split=split, resolution=resolution)
     chosen = _choose(found, results, sequences)
     for sequence in chosen:
-        _check_frames(sequence, results / sequence.name, protocol.frames(sequence))
+        _check_frames(results / sequence.name, protocol.frames(sequence), protocol.suffix)
     rows = _score_all(protocol, chosen, results, workers, progress)
     selection = "" if sequences is None else f"; {len(chosen)} of its sequences selected"
     return Report(
@@ -155,16 +155,21 @@ def _some(names: Sequence[str], limit: int = 5) -> str:
     return f"{len(names)} {noun} ({', '.join(names[:limit])}{more})"
 
 
-def _check_frames(sequence: SequenceFiles, folder: Path, frames: Sequence[str]) -> None:
+def _check_frames(folder: Path, frames: Sequence[str], suffix: str) -> None:
     """All needed result files must exist before any is scored."""
-    present = {p.stem for p in folder.glob("*.png")}
+    present = {p.stem for p in folder.glob(f"*{suffix}")}
     missing = [f for f in frames if f not in present]
     if not missing:
         return
+    kind = suffix[1:].upper()
     if not present:
         have = sorted(p.name for p in folder.iterdir())[:3]
-        raise DataError(f"{folder} holds no PNG (it has {', '.join(have) or 'nothing'})")
+        raise DataError(
+            f"{folder} holds no {kind} (it has {', '.join(have) or 'nothing'}); results are one "
+            f"{kind} per frame, named as the annotations"
+        )
     raise DataError(
-        f"{folder} lacks {len(missing)} of {len(frames)} frames, first {missing[0]}.png; it holds "
-        f"{len(present)} PNGs named like {min(present)}.png; name them as the annotations"
+        f"{folder} lacks {len(missing)} of {len(frames)} frames, first {missing[0]}{suffix}; it "
+        f"holds {len(present)} files named like {min(present)}{suffix}; name them as the "
+        "annotations"
     )

@@ -56,7 +56,7 @@ def find_dataset(
     """Lists the annotated sequences of `dataset` below `root`.
 
     Args:
-      dataset: one of `davis16`, `davis17`, `fbms`, `youtube_objects`, `segtrack`, `vsod`.
+      dataset: one of `datasets.DATASETS`.
       split: subset to take where the layout knows subsets (DAVIS: default `val`; FBMS: `test`).
       resolution: subfolder of the DAVIS layout.
 
@@ -344,6 +344,19 @@ def _annotation_table(folder: Path) -> dict[str, Path]:
     return {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in {".png", ".bmp"}}
 
 
+def _flow(root: Path, split: str | None, *_: str) -> Dataset | None:
+    folders = [p for p in _folders(root) if any(p.glob("*.flo"))]
+    if not folders:
+        return None
+    _no_split(split, "flow folders")
+    sequences = []
+    for folder in folders:
+        files = sorted(folder.glob("*.flo"))
+        stems = tuple(p.stem for p in files)
+        sequences.append(SequenceFiles(folder.name, stems, tuple((p,) for p in files)))
+    return Dataset(tuple(sequences), "flow folders, <sequence>/*.flo, all sequences of the folder")
+
+
 Finder = Callable[[Path, "str | None", str, str], "Dataset | None"]
 _CLIPS: tuple[str, Finder] = ("<root>/<sequence>/masks/*.png", _clip_folders)
 _BARE: tuple[str, Finder] = ("<root>/<sequence>/*.png", _bare_folders)
@@ -363,4 +376,5 @@ _LAYOUTS: dict[str, tuple[tuple[str, Finder], ...]] = {
         _CLIPS,
         _BARE,
     ),
+    "flow": (("<root>/<sequence>/*.flo", _flow),),
 }

@@ -8,12 +8,12 @@ import io
 import json
 import math
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from uvos_jax.data.video_io import atomic_write
 from uvos_jax.errors import DataError
 from uvos_jax.evaluation.layouts import SequenceFiles
 from uvos_jax.evaluation.protocols import Row
@@ -140,28 +140,18 @@ def _plain(value: Any) -> Any:
 
 
 def _write(path: str | Path, text: str) -> None:
-    """Writes text under a temporary name and renames it, so that no half file is left."""
-    path = Path(path)
     check_writable(path)
-    temporary = None
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise DataError(f"cannot write {path}: {error.strerror}") from error
-        raise
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def check_writable(path: str | Path) -> None:
-    """Raises `DataError` if the folder of a file to be written does not exist."""
+    """Raises `DataError` if a file cannot be put there, before the slow part."""
     path = Path(path)
     if path.is_dir():
         raise DataError(f"cannot write {path}: it is a folder; give a file name")
-    if not path.parent.is_dir():
-        raise DataError(f"cannot write {path}: the folder {path.parent} does not exist; create it")
+    folder = path.parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise DataError(f"cannot write {path}: {folder} is not a folder one can write to")

@@ -24,6 +24,7 @@ from jaxtyping import Float32, Int32
 from uvos_jax.errors import ConfigError, ShapeError
 from uvos_jax.metrics import bitmask
 from uvos_jax.metrics.bitmask import Mask, Words
+from uvos_jax.metrics.temporal import temporal_stability
 
 __all__ = [
     "BOUND_TH",
@@ -33,6 +34,7 @@ __all__ = [
     "pair_counts",
     "ratios",
     "region_similarity",
+    "temporal_stability",
 ]
 
 #: tolerance of the contour measure as a fraction of the image diagonal.

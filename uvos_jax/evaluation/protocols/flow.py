@@ -1,0 +1,74 @@
+"""Optical flow: end-point error and outlier share of `.flo` files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from uvos_jax.errors import DataError
+from uvos_jax.evaluation.layouts import SequenceFiles
+from uvos_jax.evaluation.protocols.base import Protocol, Row, mean
+from uvos_jax.metrics.flow import OUTLIER_PIXELS, OUTLIER_SHARE, flow_errors
+
+_TAG = 202021.25
+_UNKNOWN = 1e9  # flow of this length or more means "unknown" in .flo files
+
+
+class OpticalFlow(Protocol):
+    """EPE and Fl per frame, mean per sequence and over sequences."""
+
+    name = "flow"
+    suffix = ".flo"
+    available = ("EPE", "Fl")
+
+    @property
+    def statement(self) -> str:
+        return (
+            "optical flow: EPE is the mean length of the error in pixels, Fl the share of pixels "
+            f"wrong by more than {OUTLIER_PIXELS:g} pixels and {OUTLIER_SHARE:.0%} of the true "
+            "flow, both over pixels whose true flow is known; mean over the frames of a sequence, "
+            "then over sequences; 'over frames' weighs all frames the same."
+        )
+
+    def score(self, sequence: SequenceFiles, results: Path) -> list[Row]:
+        values: dict[str, list[float]] = {name: [] for name in self.measures}
+        for frame, files in zip(sequence.frames, sequence.annotations, strict=True):
+            path = results / f"{frame}.flo"
+            gt, pred = read_flo(files[0]), read_flo(path)
+            if pred.shape != gt.shape:
+                raise DataError(
+                    f"{path}: the flow is {pred.shape[1]}x{pred.shape[0]} but the true one is "
+                    f"{gt.shape[1]}x{gt.shape[0]}; save flow at the size of the truth"
+                )
+            known = (np.abs(gt) < _UNKNOWN).all(-1)
+            errors = flow_errors(pred, np.where(known[..., None], gt, 0.0), known)
+            for name in values:
+                values[name].append(float(errors[name.lower()]))
+        arrays = {name: np.array(v) for name, v in values.items()}
+        stats = {f"{name}_mean": mean(v) for name, v in values.items()}
+        return [Row(sequence.name, sequence.frames, arrays, stats)]
+
+    def summarise(self, rows: list[Row]) -> dict[str, float]:
+        summary = super().summarise(rows)
+        for name in self.measures:
+            every = np.concatenate([row.values[name] for row in rows])
+            summary[f"{name}_mean_over_frames"] = mean(every)
+        return summary
+
+
+def read_flo(path: Path) -> np.ndarray:
+    """Flow float32 `[H,W,2]` (u right, v down, pixels) of a Middlebury `.flo` file."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    if len(raw) < 12 or np.frombuffer(raw, "<f4", 1)[0] != np.float32(_TAG):
+        raise DataError(f"{path}: not a .flo file (it must begin with the float {_TAG})")
+    width, height = np.frombuffer(raw, "<i4", 2, 4).tolist()
+    if width < 1 or height < 1 or len(raw) != 12 + 8 * width * height:
+        raise DataError(
+            f"{path}: {len(raw)} bytes do not hold the {width}x{height} vectors its header "
+            "announces; the file is cut off or damaged"
+        )
+    return np.frombuffer(raw, "<f4", offset=12).reshape(height, width, 2).astype(np.float32)
