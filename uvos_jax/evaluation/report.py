@@ -52,6 +52,11 @@ class Report:
         return {row.name: row.stats for row in self.rows}
 
     @property
+    def columns(self) -> list[str]:
+        """Names of the numbers that rows have, in order."""
+        return list(dict.fromkeys(key for row in self.rows for key in row.stats))
+
+    @property
     def per_frame(self) -> dict[str, dict[str, Any]]:
         """Row name -> `frames` and, per measure, one value per frame."""
         return {row.name: {"frames": list(row.frames), **row.values} for row in self.rows}
@@ -77,7 +82,7 @@ class Report:
 
     def to_csv(self, path: str | Path) -> None:
         """Writes one line per row and a last line `Average`; full precision, empty for NaN."""
-        columns = self._columns()
+        columns = self.columns
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(["Sequence", *columns])
@@ -97,7 +102,7 @@ class Report:
         from rich.table import Table
 
         console = console or Console()
-        columns = self._columns()
+        columns = self.columns
         table = Table(title=f"{self.dataset}: {self.results}", title_justify="left")
         table.add_column("sequence", no_wrap=True)
         for column in columns:
@@ -118,9 +123,6 @@ class Report:
             console.print(f"{name.replace('_', ' ')}: {_cell(value)}", highlight=False)
         console.print(f"Protocol: {self.protocol}", highlight=False)
         console.print(f"Annotations: {self.root} ({self.layout})", highlight=False)
-
-    def _columns(self) -> list[str]:
-        return list(dict.fromkeys(key for row in self.rows for key in row.stats))
 
 
 def _cell(value: float | None, form: str = "{:.3f}", empty: str = "-") -> str:
