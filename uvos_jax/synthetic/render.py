@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from uvos_jax.errors import ConfigError
 from uvos_jax.synthetic import motion, shapes, textures
@@ -177,7 +178,7 @@ def render(
     if "video" in wanted:
         video = frames["video"]
         if cfg.blur_samples > 1:
-            offsets = jnp.linspace(-0.5, 0.5, cfg.blur_samples)
+            offsets = np.linspace(-0.5, 0.5, cfg.blur_samples)
             offsets = offsets[offsets != 0] if cfg.blur_samples % 2 else offsets
             shifted = times[:, None] + scene["photometric"]["shutter"] * offsets
             only_color = frozenset({"video"})
