@@ -16,7 +16,7 @@ from uvos_jax import config as configs
 from uvos_jax import registry
 from uvos_jax.convert.readers import Source, read_official
 from uvos_jax.convert.table import NameTable, Report
-from uvos_jax.convert.variables import flatten, spec_to_dict, unflatten
+from uvos_jax.convert.variables import flatten, merge_strict, spec_to_dict, unflatten
 from uvos_jax.errors import CheckpointError, ConfigError, UnsupportedError
 from uvos_jax.types import Variables
 
@@ -51,13 +51,19 @@ def convert(
       >>> save_variables(variables, "cosnet.npz")
     """
     variables, report = convert_with_report(system_id, source, config, part=part)
-    if not report.complete:
-        name = f"{_describe(source)} as {part or 'weights'} of {system_id}"
-        raise CheckpointError(
-            f"cannot convert {name}: {'; '.join(report.problems())}; {len(report.used)} names "
-            "fitted; pass the configuration the weights were trained with, or another file"
-        )
+    check_complete(report, system_id, source, part)
     return variables
+
+
+def check_complete(report: Report, system_id: str, source: Source, part: str | None) -> None:
+    """Raises `CheckpointError` with examples unless everything fitted."""
+    if report.complete:
+        return
+    name = f"{_describe(source)} as {part or 'weights'} of {system_id}"
+    raise CheckpointError(
+        f"cannot convert {name}: {'; '.join(report.problems())}; {len(report.used)} names "
+        "fitted; pass the configuration the weights were trained with, or another file"
+    )
 
 
 def convert_with_report(
@@ -106,6 +112,30 @@ def to_official(
         config = configs.from_dict(stored)
     system = configs.build(_config(system_id, config))
     return _table(module, system_id, system.config, None).to_official(dict(flatten(variables)))
+
+
+def build_for(variables: Variables, system_id: str) -> Any:
+    """The system that `variables` belong to, from the configuration they carry.
+
+    Raises:
+      CheckpointError: they belong to another system, carry no configuration, or do not fit theirs.
+    """
+    registry.check_name(system_id)
+    stored = getattr(variables, "meta", {}).get("config")
+    if not stored:
+        raise CheckpointError(
+            "the weights hold no configuration, so their system cannot be built: save them with "
+            "save_variables(variables, path, config=config)"
+        )
+    config = configs.from_dict(stored)
+    if config.model.name != system_id:
+        raise CheckpointError(
+            f"the weights belong to {config.model.name!r}, not to {system_id!r}: name that system "
+            "or give other weights"
+        )
+    system = configs.build(config)
+    merge_strict(jax.eval_shape(system.init, jax.random.key(0)), variables)
+    return system
 
 
 def _table_module(system_id: str) -> Any:

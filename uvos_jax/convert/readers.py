@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from uvos_jax.convert.torch_file import read_torch
+from uvos_jax.convert.torch_file import read_torch, without_common_prefix
 from uvos_jax.convert.variables import read_arrays
 from uvos_jax.errors import CheckpointError
 
@@ -25,7 +25,7 @@ def read_official(source: Source) -> dict[str, np.ndarray]:
       CheckpointError: a file is missing, damaged or foreign, or two files share a name.
     """
     if isinstance(source, Mapping):
-        return {str(name): np.asarray(array) for name, array in source.items()}
+        return without_common_prefix({str(k): np.asarray(x) for k, x in source.items()})
     if isinstance(source, (str, os.PathLike)):
         return _read_file(Path(source))
     merged: dict[str, np.ndarray] = {}
@@ -44,5 +44,5 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
         what = "is a folder" if path.is_dir() else "does not exist"
         raise CheckpointError(f"{path} {what}: expected a weight file the authors published")
     if path.suffix in (".npz", ".safetensors"):
-        return read_arrays(path)[0]
+        return without_common_prefix(read_arrays(path)[0])
     return read_torch(path)

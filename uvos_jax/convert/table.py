@@ -94,6 +94,17 @@ class Report:
         parts += self.problems(limit=0)
         return ", ".join(parts)
 
+    def lines(self) -> list[str]:
+        """One line per name."""
+        lines = [f"used      {name}" for name in self.used]
+        lines += [f"ignored   {name}: {why}" for name, why in self.ignored]
+        lines += [f"missing   {name}" for name in self.missing]
+        lines += [f"unknown   {name}" for name in self.unknown]
+        lines += [
+            f"shape     {path}: {got}, expected {want}" for path, got, want in self.mismatched
+        ]
+        return lines + [f"unfilled  {path}" for path in self.unfilled]
+
     def problems(self, limit: int = 3) -> list[str]:
         """One phrase per kind of problem with up to `limit` examples."""
         shapes = [f"{path} {got}, expected {want}" for path, got, want in self.mismatched]
@@ -178,15 +189,18 @@ class NameTable:
                 report.mismatched.append((entry.paths[0], shape, want))
                 continue
             results = results if isinstance(results, tuple) else (results,)
+            fits = True
             for path, array in zip(entry.paths, results, strict=True):
                 if targets is not None and path in targets:
                     want = tuple(targets[path].shape)
                     if array.shape != want:
                         report.mismatched.append((path, array.shape, want))
+                        fits = False
                         continue
                     array = array.astype(targets[path].dtype)
                 ours[path] = np.ascontiguousarray(array).reshape(array.shape)
-            report.used += list(entry.names)
+            if fits:
+                report.used += list(entry.names)
         for name in arrays:
             if name in known:
                 continue

@@ -297,6 +297,13 @@ def _resolve(value: Any) -> Any:
     return value
 
 
+def without_common_prefix(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Drops the `module.` that DataParallel puts before every name."""
+    while arrays and all(name.startswith("module.") for name in arrays):
+        arrays = {name.removeprefix("module."): array for name, array in arrays.items()}
+    return arrays
+
+
 def state_dict(loaded: Any, source: str) -> dict[str, np.ndarray]:
     """Finds the state dict in what a file holds and drops a common `module.` prefix.
 
@@ -312,9 +319,7 @@ def state_dict(loaded: Any, source: str) -> dict[str, np.ndarray]:
             loaded = loaded[inner[0]]
             continue
         if arrays:
-            while all(name.startswith("module.") for name in arrays):
-                arrays = {name.removeprefix("module."): a for name, a in arrays.items()}
-            return arrays
+            return without_common_prefix(arrays)
         break
     found = f"a dict with the keys {list(loaded)[:6]}" if isinstance(loaded, Mapping) else "no dict"
     raise CheckpointError(

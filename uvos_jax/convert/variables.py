@@ -11,10 +11,10 @@ configuration and its preprocessing. numpy alone reads it:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
-import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -79,7 +79,7 @@ def save_variables(
     Raises:
       CheckpointError: unknown suffix, or the file cannot be written.
     """
-    path = Path(path)
+    path = check_suffix(path)
     meta = dict(getattr(variables, "meta", {}) or {})
     if config is not None:
         meta["config"] = config.to_dict() if hasattr(config, "to_dict") else dict(config)
@@ -100,35 +100,52 @@ def save_variables(
         meta["stored_as"] = storage_dtype
     text = json.dumps(meta, sort_keys=True, default=list)
     writers = {".npz": _write_npz, ".safetensors": _write_safetensors}
-    if path.suffix not in writers:
-        raise CheckpointError(
-            f"cannot write weights to {path.name!r}: use the suffix .npz or .safetensors"
-        )
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
-        os.close(handle)
+    with atomic_file(path) as temporary:
         writers[path.suffix](temporary, arrays, text)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise CheckpointError(f"cannot write weights to {path}: {error.strerror}") from error
-    finally:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
     return path
 
 
-def _write_npz(path: str, arrays: Mapping[str, np.ndarray], text: str) -> None:
+def check_suffix(path: str | os.PathLike) -> Path:
+    """The path; raises `CheckpointError` unless it ends in `.npz` or `.safetensors`."""
+    path = Path(path)
+    if path.suffix not in (".npz", ".safetensors"):
+        raise CheckpointError(
+            f"cannot write weights to {path.name!r}: use the suffix .npz or .safetensors"
+        )
+    return path
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path` that takes its name at the end, or vanishes.
+
+    Raises:
+      CheckpointError: the file cannot be written (no such place, no rights, disk full).
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write weights to {path}: {error.strerror or error}; choose another place"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _write_npz(path: Path, arrays: Mapping[str, np.ndarray], text: str) -> None:
     with open(path, "wb") as file:
         np.savez_compressed(file, **arrays, **{METADATA: np.asarray(text)})
 
 
-def _write_safetensors(path: str, arrays: Mapping[str, np.ndarray], text: str) -> None:
+def _write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], text: str) -> None:
     from safetensors.numpy import save_file
 
     contiguous = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
-    save_file(contiguous, path, metadata={METADATA: text})
+    save_file(contiguous, str(path), metadata={METADATA: text})
 
 
 def load_variables(path: str | os.PathLike) -> Variables:
