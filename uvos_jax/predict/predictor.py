@@ -1,15 +1,15 @@
 """From a video to masks: decode, resize, network, resize back, CRF, threshold.
 
 Memory does not grow with the video: frames are read lazily, results leave as they are made, and
-what a system remembers is a state of fixed size that is passed from chunk to chunk.
+what a system remembers is a state of fixed size that is passed from window to window. Decoding
+runs a few frames ahead in a thread, the network one window ahead of whoever takes the results.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import queue
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import collections
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,49 +20,27 @@ import numpy as np
 
 from uvos_jax import config as configs
 from uvos_jax.data.video_io import VideoReader, open_video
-from uvos_jax.errors import CheckpointError, ConfigError, DataError, ShapeError
+from uvos_jax.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    ShapeError,
+    UnsupportedError,
+    UvosError,
+)
 from uvos_jax.ops.resize import resize_bilinear
+from uvos_jax.predict.results import FrameResult, Masks
+from uvos_jax.predict.windows import FlowFunction, Window, prefetched, windows
+from uvos_jax.types import State
+
+__all__ = ["FrameResult", "Masks", "Predictor"]
 
 #: Packaged weights, relative to the package.
 DEFAULT_WEIGHTS = "assets/default.npz"
 #: Frames per call of the network for systems without a clip length of their own.
 CHUNK = 4
-#: Largest side for systems that take frames at their native size, rounded to this multiple.
+#: Systems that take frames at native size get both sides rounded up to this multiple.
 SIZE_MULTIPLE = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class Masks:
-    """Masks of a whole video.
-
-    Attributes:
-      probs: foreground probability, float32 `[T,H,W]`.
-      labels: uint8 `[T,H,W]`, 0 background, 1 foreground.
-      names: frame names for writing them in the DAVIS layout.
-    """
-
-    probs: np.ndarray
-    labels: np.ndarray
-    names: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-@dataclasses.dataclass(frozen=True)
-class FrameResult:
-    """One frame of a prediction: its index, name, RGB frame, probability and label map."""
-
-    index: int
-    name: str
-    frame: np.ndarray
-    prob: np.ndarray
-    label: np.ndarray
-
-
-@jax.jit
-def _to_uint8(x: jax.Array) -> jax.Array:
-    return jnp.clip(jnp.round(x), 0, 255).astype(jnp.uint8)
 
 
 class Predictor:
@@ -73,11 +51,15 @@ class Predictor:
       crf: name of a dense-CRF preset that refines every frame, or None.
       threshold: probability above which a pixel is foreground.
       references: frames of the video that global systems compare with; None takes the system's
-        number.
-      flip: average with the prediction on the mirrored frame.
+        number (`model.num_references`).
+      flip: average with the prediction on the mirrored video.
       chunk: frames per call of the network; None chooses.
-      flow: gives flow to systems that need it: `flow(frames uint8 [T+1,H,W,3]) -> [T,H,W,2]` in
-        pixels.
+      overlap: frames shared by neighbouring windows of a system that looks at the future (their
+        probabilities are blended); None takes half a window. Other systems carry a state from
+        window to window instead.
+      flow: for systems that need optical flow: `flow(frames uint8 [N+1,H,W,3]) -> [N,H,W,2]`,
+        pixels from each frame to the next. The last frame gets the negated flow to its
+        predecessor.
 
     Raises:
       CheckpointError: the variables do not fit the system.
@@ -94,23 +76,34 @@ class Predictor:
         references: int | None = None,
         flip: bool = False,
         chunk: int | None = None,
-        flow: Callable[[np.ndarray], np.ndarray] | None = None,
+        overlap: int | None = None,
+        flow: FlowFunction | None = None,
     ):
+        spec = system.spec
         if not 0.0 <= threshold <= 1.0:
             raise ConfigError(f"threshold must lie in [0, 1], got {threshold}")
         if references is not None and references < 1:
             raise ConfigError(f"references must be at least 1, got {references}")
+        if references is not None and not spec.num_references:
+            raise ConfigError(
+                f"{spec.name} compares with no reference frames ({references} asked for): leave "
+                "the option references out"
+            )
+        if chunk is not None and chunk < 1:
+            raise ConfigError(f"chunk must be at least 1, got {chunk}")
         if crf:
-            from uvos_jax.ops.crf import check_preset
+            from uvos_jax.ops.crf import get_preset
 
-            check_preset(crf)
+            get_preset(crf)
         self.system, self.crf, self.threshold = system, crf or None, threshold
         self.flip, self.flow = flip, flow
-        self.references = references or system.spec.num_references
-        self.chunk = self._chunk_length(chunk)
+        self.references = references or spec.num_references
+        own_length = spec.clip_len if spec.temporal == "clip" or not spec.causal else CHUNK
+        self.chunk = chunk or own_length
+        self.overlap = 0 if spec.causal else _check_overlap(overlap, self.chunk)
         self.variables = self._fit(variables)
-        self._predict = jax.jit(self._predict_chunk, static_argnames="size")
-        self._prepare = jax.jit(self._prepare_references, static_argnames="size")
+        self._predict = jax.jit(self._predict_window)
+        self._prepare = jax.jit(self._prepare_states)
 
     # ----- construction -------------------------------------------------------------------
 
@@ -118,8 +111,12 @@ class Predictor:
     def load(cls, weights: str | Path, system: str | None = None, **options: Any) -> Predictor:
         """A predictor from a weight file, building the system from the configuration inside.
 
+        Threshold, windows and mirroring follow that configuration's `predict` section unless they
+        are given; a CRF runs only on request.
+
         Args:
           system: the expected system id; None takes the file's.
+          options: of `Predictor`; `references` also sets the memory of streams.
 
         Raises:
           CheckpointError: no weights there, no configuration inside, or another system's.
@@ -127,20 +124,40 @@ class Predictor:
         from uvos_jax.convert.variables import load_variables
 
         variables = load_variables(weights)
-        config = variables.meta.get("config")
-        if not config:
+        stored = variables.meta.get("config")
+        if not stored:
             raise CheckpointError(
                 f"weights {weights} hold no configuration; build the system yourself and use "
                 "Predictor(system, variables), or save them with a config"
             )
-        config = configs.from_dict(config)
-        if system is not None and config.model.name != system:
+        try:
+            config = configs.from_dict(stored)
+            configs.validate(config)
+            own = config.model.name
+            if system is not None and own != system:
+                raise CheckpointError(
+                    f"weights {weights} belong to {own!r}, not to {system!r}; leave the system "
+                    "out or give other weights"
+                )
+            references = options.get("references")
+            if references is not None and "num_references" in config.model:
+                config.model.num_references = references
+            options = {
+                "threshold": config.predict.threshold,
+                "chunk": config.predict.window or None,
+                "overlap": config.predict.overlap or None,
+                "flip": config.predict.tta.flip,
+                **options,
+            }
+            built = configs.build(config)
+        except UvosError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"weights {weights} belong to {config.model.name!r}, not to {system!r}; leave "
-                "--system out or give other weights"
-            )
-        options = {"threshold": config.predict.threshold, **options}
-        return cls(configs.build(config), variables, **options)
+                f"weights {weights} hold a configuration that this version cannot use "
+                f"({type(error).__name__}: {error}); convert or train them again"
+            ) from error
+        return cls(built, variables, **options)
 
     @classmethod
     def default(cls, **options: Any) -> Predictor:
@@ -153,18 +170,11 @@ class Predictor:
         with resources.as_file(path) as file:
             if not file.is_file():
                 raise CheckpointError(
-                    "this installation of uvos_jax has no packaged weights (assets/default.npz); "
-                    "reinstall it, or give --system and --weights"
+                    f"this installation of uvos_jax has no packaged weights ({DEFAULT_WEIGHTS}); "
+                    "reinstall it, or give weights of your own (`--weights FILE`, "
+                    "Predictor.load)"
                 )
             return cls.load(file, **options)
-
-    def _chunk_length(self, chunk: int | None) -> int:
-        spec = self.system.spec
-        if spec.temporal == "clip":
-            return spec.clip_len
-        if chunk is not None and chunk < 1:
-            raise ConfigError(f"chunk must be at least 1, got {chunk}")
-        return chunk or CHUNK
 
     def _fit(self, variables: Mapping[str, Any]) -> dict[str, Any]:
         """Checks the variables against the system and puts them on the device once."""
@@ -175,71 +185,70 @@ class Predictor:
         return jax.device_put(merged)
 
     # ----- compiled parts -----------------------------------------------------------------
+    # Resizing is compiled apart from the network, so that a video of another size costs no
+    # second compilation of the network.
 
-    def _input_size(self, size: tuple[int, int]) -> tuple[int, int]:
+    def input_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) that the network sees of frames of the given (H, W)."""
         if self.system.spec.input_size:
             return tuple(self.system.spec.input_size)
         return tuple(-(-n // SIZE_MULTIPLE) * SIZE_MULTIPLE for n in size)
 
-    def _resize_in(self, frames: jax.Array, size: tuple[int, int]) -> jax.Array:
-        """uint8 `[T,H,W,3]` to uint8 `[1,T,h,w,3]`, rounded as image libraries do."""
-        return _to_uint8(resize_bilinear(frames.astype(jnp.float32), size))[None]
+    def _predict_window(self, variables: Any, states: tuple, batch: dict) -> tuple[tuple, Any]:
+        """Next states and probabilities `[1,T,h,w]`; a mirrored video has a state of its own."""
+        new_states, probs = [], []
+        for i, state in enumerate(states):
+            seen = _mirrored(batch) if i else batch
+            state, p = self.system.predict(variables, state, seen)
+            new_states.append(state)
+            probs.append(p[..., ::-1] if i else p)
+        return tuple(new_states), sum(probs) / len(probs)
 
-    def _prepare_references(self, variables: Any, frames: jax.Array, *, size: tuple[int, int]):
-        return self.system.prepare(variables, {"frames": self._resize_in(frames, size)})
+    def _prepare_states(self, variables: Any, batch: dict) -> tuple[State, ...]:
+        views = [batch, _mirrored(batch)] if self.flip else [batch]
+        return tuple(self.system.prepare(variables, view) for view in views)
 
-    def _predict_chunk(
-        self, variables: Any, state: Any, frames: jax.Array, flow: Any, *, size: tuple[int, int]
-    ):
-        """One chunk: uint8 `[T,H,W,3]` to the next state and probabilities `[T,H,W]`."""
-        source = frames.shape[1:3]
-        chunk = {"frames": self._resize_in(frames, size)}
+    def _run(self, states: tuple, frames: np.ndarray, flow: np.ndarray | None):
+        """One window: next states and probabilities `[T,H,W]` at source size, on the device."""
+        source, size = frames.shape[1:3], self.input_size(frames.shape[1:3])
+        batch = {"frames": _shrink(frames, size=size)}
         if flow is not None:
-            scale = jnp.asarray([size[1] / source[1], size[0] / source[0]], jnp.float32)
-            chunk["flow"] = (resize_bilinear(flow, size) * scale)[None]
-        new_state, probs = self.system.predict(variables, state, chunk)
-        if self.flip:
-            mirrored = {k: v[:, :, :, ::-1] for k, v in chunk.items()}
-            if "flow" in mirrored:
-                mirrored["flow"] = mirrored["flow"] * jnp.asarray([-1.0, 1.0])
-            _, other = self.system.predict(variables, state, mirrored)
-            probs = 0.5 * (probs + other[..., ::-1])
-        full = resize_bilinear(probs[0][..., None], source)[..., 0]
-        return new_state, jnp.clip(full, 0.0, 1.0)
+            batch["flow"] = _shrink_flow(flow, size=size)
+        states, probs = self._predict(self.variables, states, batch)
+        return states, _enlarge(probs, size=source)
 
     # ----- whole videos -------------------------------------------------------------------
 
     def predict(self, video: Any) -> Masks:
-        """Masks of a whole video, in memory.
+        """Masks of a whole video, in memory; see `iter_predict` for long ones.
 
         Args:
           video: path of a file or folder of frames, or uint8 `[T,H,W,3]` RGB.
 
         Raises:
-          DataError: the video cannot be read.
+          DataError: the video cannot be read, or the system needs data that is not there.
         """
-        results = list(self.iter_predict(video))
-        return Masks(
-            np.stack([r.prob for r in results]),
-            np.stack([r.label for r in results]),
-            tuple(r.name for r in results),
-        )
+        probs, labels, names = [], [], []
+        for result in self.iter_predict(video):
+            probs.append(result.prob)
+            labels.append(result.label)
+            names.append(result.name)
+        return Masks(np.stack(probs), np.stack(labels), tuple(names))
 
-    def iter_predict(self, video: Any) -> Iterator[FrameResult]:
+    def iter_predict(self, video: Any, *, stream: bool = False) -> Iterator[FrameResult]:
         """Yields one result per frame; memory does not grow with the length of the video.
 
-        Global systems first see references spread evenly over the video, so it is decoded twice.
+        Global systems first see references spread evenly over the video, so it is decoded twice;
+        with `stream` they see past frames only, as `Predictor.stream` does.
+
+        Raises:
+          DataError: the video cannot be read, or the system needs data that is not there.
         """
         reader = open_video(video)
-        state = self._initial_state(reader)
-        index = 0
-        for frames, flow, count in _prefetched(self._chunks(reader)):
-            state, probs = self._predict(
-                self.variables, state, frames, flow, size=self._input_size(reader.size)
-            )
-            for frame, prob in zip(frames[:count], np.asarray(probs)[:count], strict=True):
-                yield self._finish(index, reader.frame_name(index), frame, prob)
-                index += 1
+        self._check_inputs(stream=stream)
+        if stream:
+            return self._stream(iter(reader), reader)
+        return self._results(reader)
 
     def predict_many(self, videos: Iterable[Any]) -> Iterator[tuple[str, Masks]]:
         """Yields (name, masks) of several videos one after another."""
@@ -248,65 +257,86 @@ class Predictor:
             yield reader.name, self.predict(reader)
 
     def reference_indices(self, count: int) -> list[int]:
-        """Frames that serve as references: the middles of equal parts of the video."""
+        """Frames of a video of `count` that serve as references: middles of equal parts."""
         n = self.references
         return [min(int((i + 0.5) * count / n), count - 1) for i in range(n)]
 
-    def _initial_state(self, reader: VideoReader) -> Any:
-        size = self._input_size(reader.size)
+    def _check_inputs(self, *, stream: bool) -> None:
+        spec = self.system.spec
+        missing = spec.requires - {"frames", "flow"}
+        if missing:
+            raise DataError(
+                f"{spec.name} needs {', '.join(sorted(missing))} beside the frames, which a video "
+                "does not hold: run system.predict on batches of your own"
+            )
+        if "flow" in spec.requires and self.flow is None:
+            raise DataError(
+                f"{spec.name} needs optical flow and none was given: pass flow=FUNCTION to "
+                "Predictor, for example one made of uvos_jax.ops.tvl1"
+            )
+        if stream and "flow" in spec.requires:
+            raise UnsupportedError(
+                f"{spec.name} needs the flow to the next frame, which a stream does not have yet: "
+                "use predict() on the whole video"
+            )
+        if stream and not spec.causal:
+            raise UnsupportedError(
+                f"{spec.name} looks at future frames and cannot stream: use predict() on the "
+                "whole video"
+            )
+        if stream and self.references != spec.num_references:
+            raise ConfigError(
+                f"references={self.references}, but the memory of a stream is built with the "
+                f"system, here for {spec.num_references}: build it with "
+                f"num_references={self.references}"
+            )
+
+    def _results(self, reader: VideoReader) -> Iterator[FrameResult]:
+        first = states = self._first_states(reader)
+        flow = self.flow if "flow" in self.system.spec.requires else None
+        blend = _Blend()
+        waiting = None
+        for window in prefetched(windows(reader, self.chunk, self.overlap, flow)):
+            if not self.system.spec.causal:
+                states = first
+            states, probs = self._run(states, window.frames, window.flow)
+            if waiting is not None:
+                yield from self._finished(blend.add(*waiting), reader)
+            waiting = (window, probs)
+        yield from self._finished(blend.add(*waiting), reader)
+
+    def _finished(self, frames: Iterable[tuple], reader: VideoReader) -> Iterator[FrameResult]:
+        for index, frame, prob in frames:
+            yield self._finish(index, reader.frame_name(index), frame, prob)
+
+    def _first_states(self, reader: VideoReader) -> tuple[State, ...]:
+        size = self.input_size(reader.size)
         if not self.references:
-            return self.system.init_state(self.variables, 1, size)
-        frames = self._sample_references(reader)
-        return self._prepare(self.variables, frames, size=size)
+            return self._empty_states(size)
+        return self._prepare(
+            self.variables, {"frames": _shrink(self._sample_references(reader), size=size)}
+        )
+
+    def _empty_states(self, size: tuple[int, int]) -> tuple[State, ...]:
+        return (self.system.init_state(self.variables, 1, size),) * (2 if self.flip else 1)
 
     def _sample_references(self, reader: VideoReader) -> np.ndarray:
         wanted = self.reference_indices(len(reader))
         try:
             return reader.sample(wanted)
         except DataError:
-            # Headers can announce a frame more than can be decoded: count, then ask again.
-            reader.num_frames = sum(1 for _ in reader)
-            return reader.sample(self.reference_indices(len(reader)))
-
-    def _chunks(self, reader: VideoReader) -> Iterator[tuple[np.ndarray, Any, int]]:
-        """Chunks of fixed length with the number of frames that count.
-
-        The last one is completed by walking back from the last frame.
-        """
-        T, needs_flow = self.chunk, "flow" in self.system.spec.requires
-        if needs_flow and self.flow is None:
-            raise DataError(
-                f"{self.system.spec.name} needs optical flow and none was given: pass "
-                "flow=PROVIDER to Predictor"
-            )
-        held: list[np.ndarray] = []
-        need = T + 1 if needs_flow else T
-        for frame in reader:
-            held.append(frame)
-            if len(held) == need:
-                yield self._chunk_of(held, T)
-                held = held[T:]
-        if held:
-            yield self._chunk_of(held, min(len(held), T))
-            if len(held) > T:  # only with flow: one frame is left
-                yield self._chunk_of(held[T:], len(held) - T)
-
-    def _chunk_of(self, frames: list[np.ndarray], count: int) -> tuple[np.ndarray, Any, int]:
-        T = self.chunk
-        flow = None
-        padded = [frames[_walk_back(i, count)] for i in range(T)]
-        if self.flow is not None and "flow" in self.system.spec.requires:
-            following = [*padded[1:], frames[count] if len(frames) > count else padded[-1]]
-            flow = np.stack(
-                [self.flow(np.stack(pair))[0] for pair in zip(padded, following, strict=True)]
-            )
-        return np.stack(padded), flow, count
+            # A header may announce a frame or two more than can be decoded: count, ask again.
+            count = sum(1 for _ in reader)
+            if count >= len(reader):
+                raise
+            reader.num_frames = count
+            return reader.sample(self.reference_indices(count))
 
     def _finish(self, index: int, name: str, frame: np.ndarray, prob: np.ndarray) -> FrameResult:
         if self.crf:
             from uvos_jax.ops.crf import dense_crf
 
-            prob = np.asarray(dense_crf(frame, prob, preset=self.crf))
+            prob = np.array(dense_crf(frame, prob, preset=self.crf))
         label = (prob > self.threshold).astype(np.uint8)
         return FrameResult(index, name, frame, prob, label)
 
@@ -322,78 +352,94 @@ class Predictor:
           probabilities: yield float32 `[H,W]` probabilities instead of uint8 0/1 masks.
 
         Raises:
-          DataError: the system looks at the future, or needs flow.
+          UnsupportedError: the system looks at the future.
           ShapeError: a frame of another shape or dtype.
         """
-        spec = self.system.spec
-        if spec.temporal == "clip" and not spec.causal:
-            raise DataError(
-                f"{spec.name} looks at future frames and cannot stream; use predict() instead"
-            )
-        if "flow" in spec.requires and self.flow is None:
-            raise DataError(f"{spec.name} needs optical flow: pass flow=PROVIDER to Predictor")
-        state, size = None, None
+        self._check_inputs(stream=True)
+        results = self._stream(frames)
+        return (r.prob if probabilities else r.label for r in results)
+
+    def _stream(
+        self, frames: Iterable[np.ndarray], reader: VideoReader | None = None
+    ) -> Iterator[FrameResult]:
+        states, size = (), None
         for index, frame in enumerate(frames):
             frame = np.asarray(frame)
             if frame.ndim != 3 or frame.shape[-1] != 3 or frame.dtype != np.uint8:
                 raise ShapeError(
                     f"frame {index} must be uint8 [H,W,3] RGB, got {frame.dtype} {frame.shape}"
                 )
-            if state is None:
-                size = frame.shape
-                state = self.system.init_state(self.variables, 1, self._input_size(size[:2]))
-            if frame.shape != size:
+            if size is None:
+                size = frame.shape[:2]
+                states = self._empty_states(self.input_size(size))
+            if frame.shape[:2] != size:
                 raise ShapeError(
-                    f"frame {index} is {frame.shape[:2]}, the stream began with {size[:2]}; start "
+                    f"frame {index} is {frame.shape[:2]}, the stream began with {size}; start "
                     "a new stream"
                 )
-            state, probs = self._predict(
-                self.variables, state, frame[None], None, size=self._input_size(size[:2])
-            )
-            result = self._finish(index, f"{index:05d}", frame, np.asarray(probs)[0])
-            yield result.prob if probabilities else result.label
+            states, probs = self._run(states, frame[None], None)
+            name = reader.frame_name(index) if reader else f"{index:05d}"
+            yield self._finish(index, name, frame, np.array(probs)[0])
 
 
-def _walk_back(i: int, count: int) -> int:
-    """Index i, reflected at the last of `count` frames."""
-    if i < count:
-        return i
-    return max(count - 1 - (i - count + 1), 0)
+class _Blend:
+    """Joins the probabilities of overlapping windows, weighing the middle of a window most."""
+
+    def __init__(self):
+        self._open: collections.deque = collections.deque()  # [index, frame, sum, weight]
+
+    def add(self, window: Window, probs: Any) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Takes a window in; yields (index, frame, probability) of frames that are complete."""
+        probs, length = np.array(probs), len(window.frames)
+        for t in range(window.count):
+            weight = min(t + 1, length - t)
+            at = window.start + t - (self._open[0][0] if self._open else window.start)
+            if at == len(self._open):
+                self._open.append([window.start + t, window.frames[t], probs[t], weight])
+            else:
+                known = self._open[at]
+                total = known[3] + weight
+                known[2] = known[2] + (probs[t] - known[2]) * (weight / total)
+                known[3] = total
+        while self._open and self._open[0][0] < window.final:
+            index, frame, prob, _ = self._open.popleft()
+            yield index, frame, prob
 
 
-def _prefetched(chunks: Iterator[Any], depth: int = 2) -> Iterator[Any]:
-    """Runs an iterator in a thread, `depth` items ahead: decoding overlaps with the network."""
-    items: queue.Queue = queue.Queue(maxsize=depth)
-    stop = threading.Event()
+def _check_overlap(overlap: int | None, length: int) -> int:
+    if overlap is None:
+        return length // 2
+    if not 0 <= overlap < length:
+        raise ConfigError(f"overlap must lie in [0, {length - 1}] for windows of {length} frames, "
+                          f"got {overlap}")  # fmt: skip
+    return overlap
 
-    def put(item: Any) -> bool:
-        while not stop.is_set():
-            try:
-                items.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
 
-    def work() -> None:
-        try:
-            for item in chunks:
-                if not put((item, None)):
-                    return
-            put((None, None))
-        except BaseException as error:  # handed to the consumer, whatever it is
-            put((None, error))
+def _mirrored(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """The batch as seen in a mirror: axis 3 is the width, flow to the right points left."""
+    out = {k: v[:, :, :, ::-1] for k, v in batch.items()}
+    if "flow" in out:
+        out["flow"] = out["flow"] * jnp.asarray([-1.0, 1.0])
+    return out
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = items.get()
-            if error is not None:
-                raise error
-            if item is None:
-                return
-            yield item
-    finally:
-        stop.set()
-        thread.join(timeout=5)
+
+@partial(jax.jit, static_argnames="size")
+def _shrink(frames: jax.Array, *, size: tuple[int, int]) -> jax.Array:
+    """uint8 `[T,H,W,3]` to uint8 `[1,T,h,w,3]`, rounded as image libraries do."""
+    resized = jnp.round(resize_bilinear(frames.astype(jnp.float32), size))
+    return jnp.clip(resized, 0, 255).astype(jnp.uint8)[None]
+
+
+@partial(jax.jit, static_argnames="size")
+def _shrink_flow(flow: jax.Array, *, size: tuple[int, int]) -> jax.Array:
+    """float32 `[T,H,W,2]` to `[1,T,h,w,2]` in pixels of the new size."""
+    H, W = flow.shape[1:3]
+    scale = jnp.asarray([size[1] / W, size[0] / H], jnp.float32)
+    return (resize_bilinear(flow.astype(jnp.float32), size) * scale)[None]
+
+
+@partial(jax.jit, static_argnames="size")
+def _enlarge(probs: jax.Array, *, size: tuple[int, int]) -> jax.Array:
+    """`[1,T,h,w]` to `[T,H,W]` float32 in [0,1]."""
+    full = resize_bilinear(probs[0].astype(jnp.float32)[..., None], size)[..., 0]
+    return jnp.clip(full, 0.0, 1.0)
