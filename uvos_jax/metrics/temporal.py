@@ -26,7 +26,7 @@ ANGLES = 12
 #: the published numbers are the mean cost times this.
 SCALE = 5.0
 _EPS = 2.2204e-16
-_BUCKET = 128  # outlines are padded to a multiple of this, so that few sizes are compiled
+_BUCKET = 64  # outlines are padded to a multiple of this, so that few sizes are compiled
 
 
 def temporal_stability(masks: np.ndarray) -> np.ndarray:
@@ -123,53 +123,49 @@ def warp(cost: np.ndarray) -> np.ndarray:
     n, m = cost.shape
     size = -(-max(n, m) // _BUCKET) * _BUCKET
     with jax.enable_x64(True):
-        sums = _path_sums(np.pad(cost, ((0, size - n), (0, size - m))))
-        return _backtrack(np.asarray(sums), n, m)
+        moves = np.asarray(_moves(np.pad(cost, ((0, size - n), (0, size - m)))))
+    into = moves.tobytes()  # indexing bytes is several times faster than indexing an array
+    i, j = n - 1, m - 1
+    path = [(i, j)]
+    while i or j:
+        move = into[(i + j - 1) * size + i]
+        i, j = i - (move != _LEFT), j - (move != _UP)
+        path.append((i, j))
+    return np.array(path)
+
+
+_DIAGONAL, _UP, _LEFT = range(3)
 
 
 @jax.jit
-def _path_sums(cost: jax.Array) -> jax.Array:
-    """Cost of the cheapest path to every cell of a square matrix `[n,n]`: cell (i,j) at [i+j,i+1].
+def _moves(cost: jax.Array) -> jax.Array:
+    """How the cheapest path enters each cell of a square matrix `[n,n]`.
 
     Anti-diagonals depend on the two before them only, so one scan step serves a whole diagonal.
+    Among equals the diagonal move is taken, then the one from above.
+
+    Returns:
+      uint8 `[2n-2,n]`: the move into cell (i,j) at [i+j-1,i].
     """
     n = cost.shape[0]
     # Rows padded to 2n and read with stride 2n-1: row i moves i places to the right.
     skewed = jnp.pad(cost, ((0, 0), (0, n))).reshape(-1)[: n * (2 * n - 1)]
     skewed = skewed.reshape(n, 2 * n - 1).T
     rows = jnp.arange(n)
+    outside = jnp.full(1, jnp.inf, cost.dtype)
 
     def diagonal(carry, cells):
         before, two_before, d = carry
-        best = jnp.minimum(jnp.minimum(before[1:], before[:-1]), two_before[:-1])
+        up, left, corner = before[:-1], before[1:], two_before[:-1]
+        straight = jnp.minimum(up, left)
+        move = jnp.where(corner <= straight, _DIAGONAL, jnp.where(up <= left, _UP, _LEFT))
         inside = (rows <= d) & (d - rows < n)
-        now = jnp.where(inside, best + cells, jnp.inf)
-        now = jnp.concatenate([jnp.full(1, jnp.inf, cost.dtype), now])
-        return (now, before, d + 1), now
+        now = jnp.where(inside, jnp.minimum(corner, straight) + cells, jnp.inf)
+        return (jnp.concatenate([outside, now]), before, d + 1), move.astype(jnp.uint8)
 
     nothing = jnp.full(n + 1, jnp.inf, cost.dtype)
-    first = nothing.at[1].set(0.0)
-    _, sums = jax.lax.scan(diagonal, (first, nothing, 1), skewed[1:])
-    return jnp.concatenate([first[None], sums])
-
-
-def _backtrack(total: np.ndarray, n: int, m: int) -> np.ndarray:
-    i, j = n - 1, m - 1
-    path = [(i, j)]
-    at = total.item
-    while i or j:
-        d = i + j
-        diagonal = at(d - 2, i) if i and j else np.inf
-        up = at(d - 1, i) if i else np.inf
-        left = at(d - 1, i + 1) if j else np.inf
-        if diagonal <= up and diagonal <= left:
-            i, j = i - 1, j - 1
-        elif up <= left:
-            i -= 1
-        else:
-            j -= 1
-        path.append((i, j))
-    return np.array(path)
+    start = (nothing.at[1].set(0.0), nothing, 1)
+    return jax.lax.scan(diagonal, start, skewed[1:])[1]
 
 
 def _cheapest_cell(path: np.ndarray, cost: np.ndarray) -> tuple[int, int]:
