@@ -233,12 +233,17 @@ def test_batch_equals_single_frames_also_when_vectorised(monkeypatch):
     np.testing.assert_allclose(dense_crf(frames, maps, terms=TERMS), single, atol=1e-5)
 
 
-def test_two_label_shortcut_equals_the_general_path():
+@pytest.mark.parametrize("kl_stop", [None, 1.5])
+def test_two_label_shortcut_equals_the_general_path(kl_stop):
     # -w on the diagonal is the same reward as a Potts weight w, but takes the general path
     general = tuple(type(t)(**{**vars(t), "compat": (-t.compat, -t.compat)}) for t in TERMS)
+    out = dense_crf(IMAGE, PROBS, terms=TERMS, kl_stop=kl_stop)
     np.testing.assert_allclose(
-        dense_crf(IMAGE, PROBS, terms=general), dense_crf(IMAGE, PROBS, terms=TERMS), atol=2e-6
+        dense_crf(IMAGE, PROBS, terms=general, kl_stop=kl_stop), out, atol=2e-6
     )
+    steps = [dense_crf(IMAGE, PROBS, terms=TERMS, iterations=n) for n in range(1, 6)]
+    taken = [n for n, q in enumerate(steps, 1) if np.abs(q - out).max() < 1e-6]
+    assert taken == [5] if kl_stop is None else 1 <= taken[0] < 5
 
 
 def test_labels_can_be_permuted():

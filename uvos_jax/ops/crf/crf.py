@@ -186,15 +186,12 @@ def _solve(values: jax.Array, data: tuple, compats: tuple, plan: _Plan) -> jax.A
     else:
         energy = flat
 
-    if energy.shape[0] == 2 and plan.kl_stop is None and all(c.ndim == 0 for c in compats):
-        q = mean_field_two_labels(
-            energy[0] - energy[1], kernels, compats, iterations=plan.iterations
-        )
+    options = {"iterations": plan.iterations, "kl_stop": plan.kl_stop}
+    if energy.shape[0] == 2 and all(c.ndim == 0 for c in compats):
+        q = mean_field_two_labels(energy[0] - energy[1], kernels, compats, **options)
         result = q if plan.form == "foreground" else jnp.stack([1.0 - q, q])
     else:
-        result = mean_field(
-            energy, kernels, compats, iterations=plan.iterations, kl_stop=plan.kl_stop
-        )
+        result = mean_field(energy, kernels, compats, **options)
         result = result[1] if plan.form == "foreground" else result
     if plan.form == "foreground" and plan.stretch:
         result = jnp.where(jnp.min(flat) == jnp.max(flat), flat, result)
