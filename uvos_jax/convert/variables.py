@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from uvos_jax.errors import CheckpointError
@@ -222,8 +223,6 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
 
 def _load_orbax(path: Path) -> Variables:
     """Parameters of a training checkpoint: a step folder, or a run folder's newest step."""
-    import orbax.checkpoint as ocp
-
     folder = path
     if not (folder / "state").is_dir():
         root = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
@@ -234,7 +233,7 @@ def _load_orbax(path: Path) -> Variables:
             )
         folder = steps[-1][1]
     try:
-        state = ocp.PyTreeCheckpointer().restore((folder / "state").resolve())
+        state = _restore_arrays((folder / "state").resolve(), ("params", "batch_stats", "ema"))
     except Exception as error:
         raise CheckpointError(
             f"checkpoint {folder} is damaged ({type(error).__name__}: {error}); use an older step"
@@ -244,17 +243,25 @@ def _load_orbax(path: Path) -> Variables:
     if config_file.is_file():
         meta["config"] = json.loads(config_file.read_text())
         meta["system"] = meta["config"]["model"]["name"]
-    params = state.get("ema") or state["params"]
-    collections = {"params": params}
+    collections = {"params": state.get("ema") or state["params"]}
     if state.get("batch_stats"):
         collections["batch_stats"] = state["batch_stats"]
-    return Variables(_as_numpy(collections), meta=meta)
+    return Variables(collections, meta=meta)
 
 
-def _as_numpy(tree: Any) -> Any:
-    if isinstance(tree, Mapping):
-        return {k: _as_numpy(v) for k, v in tree.items()}
-    return np.asarray(tree)
+def _restore_arrays(folder: Path, wanted: tuple[str, ...]) -> dict[str, Any]:
+    """Some branches of a saved tree as numpy arrays, on whatever devices they were saved."""
+    import orbax.checkpoint as ocp
+
+    handler = ocp.PyTreeCheckpointHandler()
+    saved = handler.metadata(folder).tree
+    item = {k: saved[k] for k in wanted if saved.get(k)}
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+    restored = handler.restore(
+        folder,
+        args=ocp.args.PyTreeRestore(item=item, restore_args=as_numpy, partial_restore=True),
+    )
+    return jax.tree.map(np.asarray, restored)
 
 
 def merge_strict(target: Mapping[str, Any], loaded: Mapping[str, Any], *, strict: bool = True):
