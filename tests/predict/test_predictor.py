@@ -5,6 +5,8 @@ import itertools
 import jax
 import numpy as np
 import pytest
+
+import uvos_jax as uvos
 from tests.predict.toys import (
     GAIN,
     Distance,
@@ -14,8 +16,6 @@ from tests.predict.toys import (
     WindowCentre,
     video,
 )
-
-import uvos_jax as uvos
 from uvos_jax.data.transforms import resize_image
 from uvos_jax.data.video_io import ArrayVideo
 from uvos_jax.errors import (
@@ -401,7 +401,7 @@ def test_a_configuration_of_another_age_is_explained(tmp_path):
 def test_variables_that_do_not_fit_are_refused():
     system, variables = small_cosnet()
     del variables["params"]["query_head"]
-    with pytest.raises(CheckpointError, match="weights do not fit the system: .* missing"):
+    with pytest.raises(CheckpointError, match=r"weights do not fit the system: .* missing"):
         Predictor(system, variables)
 
 

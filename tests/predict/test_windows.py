@@ -1,12 +1,13 @@
 """Windows over a video, optical flow beside it, and reading ahead in a thread."""
 
+import itertools
 import threading
 import time
 
 import numpy as np
 import pytest
-from tests.predict.toys import video
 
+from tests.predict.toys import video
 from uvos_jax.errors import DataError
 from uvos_jax.predict.windows import prefetched, windows
 
@@ -82,7 +83,7 @@ def flow_of(frames):
 def test_flow_leads_to_the_next_frame_and_the_last_frame_gets_its_negated_past(count):
     frames = [np.full((2, 2, 3), i * i, np.uint8) for i in range(count)]
     squares = [i * i for i in range(count)]
-    expected = [b - a for a, b in zip(squares, squares[1:], strict=False)]
+    expected = [b - a for a, b in itertools.pairwise(squares)]
     expected.append(squares[-1] - squares[-2])
     got = []
     for window in windows(frames, 3, 0, flow_of):
