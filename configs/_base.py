@@ -65,6 +65,7 @@ def get_base_config() -> ConfigDict:
             "checkpoint_every": 500,
             "keep_latest": 2,
             "keep_best": {"metric": "J", "n": 1},
+            "early_stop": 0,  # stop after this many evaluations without a better one; 0: never
             "remat": False,
         }
     )

@@ -13,43 +13,25 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
 import uvos_jax as uvos
 from uvos_jax import registry
+from uvos_jax.evaluation.cost import gflop_per_frame, parameter_count
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 BEGIN = "<!-- table:begin (tools/make_model_table.py) -->"
 END = "<!-- table:end -->"
 HEADER = (
     "| id | system | kind | flow? | causal? | params | GFLOP/frame | official weights | parity "
-    "| published DAVIS-16 J / F |\n|---|---|---|---|---|---|---|---|---|---|"
+    "| published DAVIS-16 J / F | tiny config learns |\n|---|---|---|---|---|---|---|---|---|---|---|"
 )
-
-
-def parameter_count(shapes) -> int:
-    """Number of trainable scalars of an `init` shape tree."""
-    return sum(x.size for x in jax.tree.leaves(shapes["params"]))
-
-
-def gflop_per_frame(system, shapes) -> float:
-    """GFLOP (2 per multiply-add) of one `predict` per frame, references already encoded."""
-    chunk = system.example_batch(1)
-    chunk["frames"] = jax.ShapeDtypeStruct(
-        (1, 1, *chunk["frames"].shape[2:]), chunk["frames"].dtype
-    )
-    count = max(system.spec.num_references, 1)
-    references = {"frames": jax.ShapeDtypeStruct((1, count, *chunk["frames"].shape[2:]), jnp.uint8)}
-    state = jax.eval_shape(system.prepare, shapes, references)
-    cost = jax.jit(system.predict).lower(shapes, state, chunk).cost_analysis()
-    return cost["flops"] / 1e9
 
 
 def row(name: str) -> str:
     """One line of the table; systems that are not in the tree yet say so."""
     title, kind = registry.CATALOGUE[name]
     if not registry.is_available(name):
-        return f"| `{name}` | {title} | {kind} | | | | | | to come | |"
+        return f"| `{name}` | {title} | {kind} | | | | | | to come | | |"
     system = uvos.build(name)
     card, spec = system.card, system.spec
     shapes = jax.eval_shape(system.init, jax.random.key(0))
@@ -58,7 +40,7 @@ def row(name: str) -> str:
         f"| `{name}` | {card.title} ({card.venue} {card.year}) | {kind} "
         f"| {'yes' if 'flow' in spec.requires else 'no'} | {'yes' if spec.causal else 'no'} "
         f"| {parameter_count(shapes) / 1e6:.1f} M | {gflop_per_frame(system, shapes):.0f} "
-        f"| {card.official_weights} | {card.parity} | {score} |"
+        f"| {card.official_weights or 'none'} | {card.parity} | {score} | {card.learned} |"
     )
 
 

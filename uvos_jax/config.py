@@ -37,6 +37,11 @@ def list_configs() -> tuple[str, ...]:
     return tuple(sorted(p.stem for p in config_folder().glob("*.py") if not p.stem.startswith("_")))
 
 
+def list_variants(name: str) -> tuple[str, ...]:
+    """Variants of a system's configuration: its file's `VARIANTS`."""
+    return tuple(_import_config_file(config_folder() / f"{name}.py").VARIANTS)
+
+
 def _import_config_file(path: Path) -> Any:
     name = f"_uvos_config_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)

@@ -38,6 +38,14 @@ def make_predictor(args: argparse.Namespace) -> Any:
     return Predictor.load(args.weights, args.system, **options)
 
 
+def table_console() -> Any:
+    """A rich console for tables; 120 columns wide where the output is no terminal."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=120)
+
+
 @contextlib.contextmanager
 def progress_bar(description: str, total: int | None) -> Iterator[Any]:
     """Yields `advance()`; a bar with frames per second on terminals, silence elsewhere."""

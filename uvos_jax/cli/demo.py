@@ -24,11 +24,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
 
 def run(args: argparse.Namespace) -> int:
     """Runs the demo."""
-    from rich.console import Console
     from rich.table import Table
 
     from uvos_jax import synthetic
-    from uvos_jax.cli.common import progress_bar
+    from uvos_jax.cli.common import progress_bar, table_console
     from uvos_jax.metrics.davis import j_and_f
     from uvos_jax.predict.predictor import Predictor
     from uvos_jax.predict.sink import PredictionSink
@@ -67,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     mean_f = sum(r.mean_f for r in reports) / len(reports)
     table.add_section()
     table.add_row("mean", f"{mean_j:.3f}", f"{mean_f:.3f}")
-    Console().print(table)
+    table_console().print(table)
     page = write_report(out / "report.html", reports, title="uvos demo")
     print(
         f"report: {page}\nmasks and overlay videos: {out / 'masks'}\n"

@@ -27,9 +27,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
 
 def run(args: argparse.Namespace) -> int:
     """Prints a table."""
-    from rich.console import Console
     from rich.table import Table
 
+    from uvos_jax.cli.common import table_console
     from uvos_jax.errors import ConfigError
 
     if bool(args.system) == bool(args.weights):
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     table.add_column()
     for key, value in rows:
         table.add_row(key, str(value))
-    Console().print(table)
+    table_console().print(table)
     return 0
 
 
@@ -68,6 +68,7 @@ def describe(name: str) -> list[tuple[str, str]]:
         ("parameters", f"{parameter_count(shapes):,}"),
         ("GFLOP/frame", f"{gflop_per_frame(system, shapes):.1f}"),
         ("config", f"configs/{config.model.name}.py ({name})"),
+        ("variants", ", ".join(configs.list_variants(config.model.name)) or "none"),
         ("dense CRF", config.predict.crf or "none by default"),
     ]  # fmt: skip
     if card is not None:

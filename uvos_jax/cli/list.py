@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from uvos_jax import registry
+from uvos_jax.cli.common import table_console
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -14,7 +15,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
 
 def run(args: argparse.Namespace) -> int:
     """Prints a table; imports no system."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -22,5 +22,5 @@ def run(args: argparse.Namespace) -> int:
         table.add_column(heading, no_wrap=heading != "what it does")
     for name, (title, kind) in registry.CATALOGUE.items():
         table.add_row(name, title, kind, "yes" if registry.is_available(name) else "not yet")
-    Console().print(table)
+    table_console().print(table)
     return 0

@@ -148,24 +148,23 @@ def _moves(cost: jax.Array) -> jax.Array:
       uint8 `[2n-2,n]`: the move into cell (i,j) at [i+j-1,i].
     """
     n = cost.shape[0]
-    # Rows padded to 2n and read with stride 2n-1: row i moves i places to the right.
-    skewed = jnp.pad(cost, ((0, 0), (0, n))).reshape(-1)[: n * (2 * n - 1)]
-    skewed = skewed.reshape(n, 2 * n - 1).T
-    rows = jnp.arange(n)
+    # Rows padded to 2n and read with stride 2n-1: row i moves i places to the right. What is not
+    # in the matrix is infinitely dear, so no step has to know where its diagonal begins and ends.
+    skewed = jnp.pad(cost, ((0, 0), (0, n)), constant_values=jnp.inf)
+    skewed = skewed.reshape(-1)[: n * (2 * n - 1)].reshape(n, 2 * n - 1).T
     outside = jnp.full(1, jnp.inf, cost.dtype)
 
     def diagonal(carry, cells):
-        before, two_before, d = carry
+        before, two_before = carry
         up, left, corner = before[:-1], before[1:], two_before[:-1]
         straight = jnp.minimum(up, left)
-        move = jnp.where(corner <= straight, _DIAGONAL, jnp.where(up <= left, _UP, _LEFT))
-        inside = (rows <= d) & (d - rows < n)
-        now = jnp.where(inside, jnp.minimum(corner, straight) + cells, jnp.inf)
-        return (jnp.concatenate([outside, now]), before, d + 1), move.astype(jnp.uint8)
+        # Arithmetic on the codes is measurably faster here than nested selects.
+        move = (corner > straight).astype(jnp.uint8) * (_UP + (left < up).astype(jnp.uint8))
+        now = jnp.minimum(corner, straight) + cells
+        return (jnp.concatenate([outside, now]), before), move
 
     nothing = jnp.full(n + 1, jnp.inf, cost.dtype)
-    start = (nothing.at[1].set(0.0), nothing, 1)
-    return jax.lax.scan(diagonal, start, skewed[1:])[1]
+    return jax.lax.scan(diagonal, (nothing.at[1].set(0.0), nothing), skewed[1:])[1]
 
 
 def _cheapest_cell(path: np.ndarray, cost: np.ndarray) -> tuple[int, int]:

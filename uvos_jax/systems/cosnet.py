@@ -319,7 +319,7 @@ class COSNet(System):
         title="COSNet",
         year=2019,
         venue="CVPR",
-        official_weights="yes (PyTorch)",
+        official_weights="PyTorch, linked from github.com/carrierlxk/COSNet",
         parity="official network, masks within 1e-4",
         davis16_j=80.5,
         davis16_f=79.4,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ log = logging.getLogger("uvos_jax")
 #: Fields that may differ between the run that saved and the one that resumes.
 FREE_FIELDS = (
     "train.total_steps", "train.log_every", "train.eval_every", "train.checkpoint_every",
-    "train.keep_latest", "train.keep_best", "data.prefetch", "data.eval", "predict", "mesh",
-    "model.init_from", "model.init_strict",
+    "train.keep_latest", "train.keep_best", "train.early_stop", "data.prefetch", "data.eval",
+    "predict", "mesh", "model.init_from", "model.init_strict",
 )  # fmt: skip
 
 
@@ -102,12 +103,15 @@ class Checkpoints:
         )
 
     def restore(
-        self, abstract: TrainState, inputs: InputPosition, config: dict[str, Any]
+        self,
+        abstract_at: Callable[[int], TrainState],
+        inputs: InputPosition,
+        config: dict[str, Any],
     ) -> TrainState | None:
         """The newest checkpoint that can be read, or None if there is none.
 
         Args:
-          abstract: shapes, dtypes and shardings of the state.
+          abstract_at: shapes, dtypes and shardings of the state saved at a step.
 
         Raises:
           ConfigError: the run was started with another configuration.
@@ -125,6 +129,7 @@ class Checkpoints:
                 self._pass_over(step, error, failures)
                 continue
             check_same_config(saved, config)
+            abstract = abstract_at(step)
             try:
                 restored = self.manager.restore(
                     step,
@@ -157,6 +162,15 @@ class Checkpoints:
             first_line,
         )
         failures.append((first_line, step))
+
+    def best(self) -> dict[str, float]:
+        """Step and score of the best evaluated checkpoint, empty if none was evaluated."""
+        found: dict[str, float] = {}
+        for step in self.manager.all_steps():
+            score = (self.manager.metrics(step) or {}).get(self.metric)
+            if score is not None and score > found.get(self.metric, float("-inf")):
+                found = {self.metric: float(score), "step": step}
+        return found
 
     def wait(self) -> None:
         """Returns when everything started is on disk."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -27,6 +26,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--coordinator", help="host:port of process 0, for several processes")
     parser.add_argument("--num-processes", "--num_processes", type=int)
     parser.add_argument("--process-id", "--process_id", type=int)
+    parser.add_argument(
+        "--profile",
+        type=int,
+        nargs="?",
+        const=5,
+        default=0,
+        metavar="STEPS",
+        help="trace some steps (default 5) into WORKDIR/profile",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress line")
 
 
@@ -60,10 +68,10 @@ def run(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     distributed.initialize(args.coordinator, args.num_processes, args.process_id)
     import jax
 
+    from uvos_jax.train.logging import show_messages
     from uvos_jax.train.loop import train
 
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("uvos_jax").setLevel(logging.WARNING if args.quiet else logging.INFO)
+    show_messages(quiet=args.quiet)
     if jax.process_index() == 0 and not args.quiet:
         print(
             f"training {config.model.name} in {args.workdir} on {jax.device_count()} x "
@@ -71,12 +79,13 @@ def run(args: argparse.Namespace, overrides: dict[str, str]) -> int:
             + (f", compilation cache {cache}" if cache else ""),
             file=sys.stderr,
         )
-    summary = train(config, args.workdir, progress=not args.quiet)
+    summary = train(config, args.workdir, progress=not args.quiet, profile=args.profile)
     if jax.process_index() == 0:
         if summary["finished"]:
             best = summary["best"]
             score = f", best J {best['J']:.4f} at step {best['step']}" if best else ""
-            print(f"finished at step {summary['step']}{score}; weights: {summary['weights']}")
+            how = "stopped early" if summary["stopped_early"] else "finished"
+            print(f"{how} at step {summary['step']}{score}; weights: {summary['weights']}")
         else:
             print(f"stopped at step {summary['step']}; run the same command to go on")
     return 0
@@ -95,5 +104,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
         return run(parser.parse_args(rest), overrides)
     except UvosError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

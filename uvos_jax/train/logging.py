@@ -1,15 +1,34 @@
-"""What a run says: JSON lines, TensorBoard, and a progress line. Process 0 only."""
+"""What a run says: messages, JSON lines, TensorBoard, and a progress line. Process 0 only."""
 
 from __future__ import annotations
 
 import json
 import logging
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 log = logging.getLogger("uvos_jax")
+
+
+class _PlainHandler(logging.Handler):
+    """Prints to what `sys.stderr` is at that moment, so that a live progress bar stays whole."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        print(prefix + self.format(record), file=sys.stderr, flush=True)
+
+
+def show_messages(*, quiet: bool = False) -> None:
+    """Lets the library's messages appear on stderr, once each, without logger names.
+
+    Other libraries may have given the root logger handlers of their own; ours go past them.
+    """
+    log.handlers = [_PlainHandler()]
+    log.propagate = False
+    log.setLevel(logging.WARNING if quiet else logging.INFO)
 
 
 class RunLog:
@@ -21,9 +40,9 @@ class RunLog:
 
     def __init__(self, workdir: Path, *, active: bool, start_step: int = 0):
         self.active = active
+        self.path = workdir / "metrics.jsonl"
         if not active:
             return
-        self.path = workdir / "metrics.jsonl"
         self._trim(start_step)
         self.file = self.path.open("a", buffering=1)
         from tensorboardX import SummaryWriter
@@ -53,6 +72,11 @@ class RunLog:
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 self.board.add_scalar(key, value, step)
 
+    def image(self, step: int, name: str, picture: np.ndarray) -> None:
+        """Hands a picture (uint8 `[H,W,3]`) to TensorBoard."""
+        if self.active:
+            self.board.add_image(name, picture, step, dataformats="HWC")
+
     def close(self) -> None:
         """Flushes and closes."""
         if self.active:
@@ -60,39 +84,52 @@ class RunLog:
             self.board.close()
 
 
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`; one that a kill cut short is left out."""
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
 class Progress:
     """A progress bar on terminals, plain lines elsewhere."""
 
     def __init__(self, total: int, start: int, *, active: bool):
-        self.total, self.begin, self.start = total, time.monotonic(), start
+        self.total = total
         self.active = active
         self.bar = None
         if active and sys.stderr.isatty():
             from rich.console import Console
+            from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
             from rich.progress import Progress as Bar
-            from rich.progress import TimeElapsedColumn, TimeRemainingColumn
 
             self.bar = Bar(
-                "[progress.description]{task.description}",
-                *Bar.get_default_columns()[1:3],
+                TextColumn("{task.description}"),
+                BarColumn(),
                 TimeElapsedColumn(),
-                TimeRemainingColumn(),
                 console=Console(stderr=True),
             )
-            self.task = self.bar.add_task("train", total=total, completed=start)
+            self.task = self.bar.add_task("compiling", total=total, completed=start)
             self.bar.start()
 
-    def update(self, step: int, values: dict[str, Any]) -> None:
-        """Shows the state at a logging step."""
+    def update(self, step: int, values: dict[str, Any], seconds_per_step: float) -> None:
+        """Shows the state at a logging step; `seconds_per_step` without compiling and the like."""
         if not self.active:
             return
-        done = max(step - self.start, 1)
-        remaining = (time.monotonic() - self.begin) / done * (self.total - step)
-        text = (
-            f"step {step}/{self.total}  loss {values['loss']:.4f}  "
-            f"{values['frames_per_second']:.1f} frames/s  "
-            f"input {100 * values['input_share']:.0f} %  ETA {_clock(remaining)}"
-        )
+        parts = [
+            f"step {step}/{self.total}",
+            f"loss {values['loss']:.4f}",
+            f"{values['frames_per_second']:.1f} frames/s",
+            f"input {100 * values['input_seconds'] / values['step_seconds']:.0f} %",
+        ]
+        if "mfu" in values:
+            parts.append(f"MFU {100 * values['mfu']:.0f} %")
+        parts.append(f"ETA {_clock(seconds_per_step * (self.total - step))}")
+        text = "  ".join(parts)
         if self.bar:
             self.bar.update(self.task, completed=step, description=text)
         else:
@@ -105,6 +142,6 @@ class Progress:
 
 
 def _clock(seconds: float) -> str:
-    minutes, s = divmod(int(seconds), 60)
+    minutes, s = divmod(round(seconds), 60)
     hours, m = divmod(minutes, 60)
     return f"{hours}:{m:02d}:{s:02d}"

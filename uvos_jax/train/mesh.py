@@ -95,3 +95,38 @@ def place_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
         return jax.make_array_from_process_local_data(sharding, np.asarray(x))
 
     return {k: place(v) for k, v in batch.items()}
+
+
+#: Dense peak of one chip in FLOP/s with bfloat16 inputs, from the vendors' data sheets; the key is
+#: looked for in `device_kind`, the first match counts.
+PEAK_BFLOAT16 = {
+    "TPU v6": 918e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v4": 275e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+}
+#: The same with float32 inputs where matrix units round them to TF32 (NVIDIA's default in JAX);
+#: TPUs round to bfloat16.
+PEAK_TF32 = {"H200": 495e12, "H100 PCIe": 378e12, "H100": 495e12, "A100": 156e12}
+
+
+def peak_flops(compute_dtype: str = "bfloat16", kind: str | None = None) -> float | None:
+    """FLOP/s one device could reach at best, None for a device that is not in the table."""
+    kind = jax.devices()[0].device_kind if kind is None else kind
+    table = PEAK_BFLOAT16
+    if compute_dtype == "float32":
+        table = PEAK_TF32 | {k: v for k, v in PEAK_BFLOAT16.items() if k.startswith("TPU")}
+    return next((peak for name, peak in table.items() if name in kind), None)
+
+
+def to_host(tree: Any, mesh: Mesh) -> Any:
+    """The whole arrays of a tree as numpy, on every process (all must call)."""
+    if all(x.is_fully_addressable for x in jax.tree.leaves(tree)):
+        return jax.device_get(tree)
+    tree = jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
+    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), tree)

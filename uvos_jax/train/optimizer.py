@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,16 +16,18 @@ from uvos_jax.types import Phase
 SCHEDULES = ("constant", "poly", "cosine", "step")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 
+Schedule = Callable[[jax.Array | int], jax.Array]
 
-def make_schedule(optim: Any, total_steps: int) -> optax.Schedule:
-    """Learning rate over the steps of a stage.
 
-    `constant`; `poly`: lr (1 - t/T)^power; `cosine`; `step`: times `factors[i]` from
-    `boundaries[i]` on. A `factors`/`boundaries` pair applies to every kind. Linear warm-up from 0
-    over `warmup_steps`.
+def make_schedule(optim: Any, total_steps: int) -> Schedule:
+    """Learning rate at the steps 0, 1, ... of a stage of `total_steps` steps.
+
+    `constant`; `poly`: `lr (1 - t/T)^power`; `cosine`; both end at `lr * end_factor`; `step`: the
+    rate is multiplied by `factors[i]` from step `boundaries[i]` on. A `factors`/`boundaries` pair
+    applies to every kind. Over the first `warmup_steps` W the rate rises as `lr (t + 1) / W`.
 
     Raises:
-      ConfigError: unknown name, or as many factors as boundaries are not given.
+      ConfigError: unknown name, `step` without boundaries, or not one factor per boundary.
     """
     settings = optim.schedule
     name, lr, end = settings.name, float(optim.lr), float(settings.get("end_factor", 0.0))
@@ -41,14 +43,14 @@ def make_schedule(optim: Any, total_steps: int) -> optax.Schedule:
         raise ConfigError(f"optim.schedule.name {name!r} is unknown: use one of {SCHEDULES}")
     boundaries = tuple(settings.get("boundaries", ()) or ())
     factors = tuple(settings.get("factors", ()) or ())
-    if len(boundaries) != len(factors):
+    if len(boundaries) != len(factors) or (name == "step" and not boundaries):
         raise ConfigError(
             f"optim.schedule has {len(boundaries)} boundaries and {len(factors)} factors: "
             "give one factor for each boundary"
         )
 
-    def schedule(step: jax.Array) -> jax.Array:
-        value = main(jnp.maximum(step - warmup, 0))
+    def schedule(step: jax.Array | int) -> jax.Array:
+        value = jnp.asarray(main(jnp.maximum(step - warmup, 0)), jnp.float32)
         for boundary, factor in zip(boundaries, factors, strict=True):
             value = jnp.where(step >= boundary, value * factor, value)
         if warmup:
@@ -59,7 +61,7 @@ def make_schedule(optim: Any, total_steps: int) -> optax.Schedule:
 
 
 def path_tree(params: Any) -> Any:
-    """The tree of parameter paths (`encoder/conv1/kernel`)."""
+    """Tree of parameter paths such as `encoder/conv1/kernel`."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), params
     )
@@ -71,11 +73,15 @@ def multiplier_tree(
     """Factor on the learning rate of every parameter: 0 if frozen, else the first match, else 1.
 
     Raises:
-      ConfigError: a regex matches no parameter (most likely a typo).
+      ConfigError: a regex is malformed, or matches no parameter (most likely a typo).
     """
     paths = jax.tree.leaves(path_tree(params))
     for pattern in (*frozen, *(p for p, _ in multipliers)):
-        if not any(re.search(pattern, path) for path in paths):
+        try:
+            matches = any(re.search(pattern, path) for path in paths)
+        except re.error as error:
+            raise ConfigError(f"{pattern!r} is no regular expression: {error}") from None
+        if not matches:
             raise ConfigError(
                 f"no parameter path matches {pattern!r}; paths look like {paths[0]!r}, "
                 f"{paths[len(paths) // 2]!r}, {paths[-1]!r}"
@@ -98,27 +104,55 @@ def _scale_by_tree(factors: Any) -> optax.GradientTransformation:
     )
 
 
-def make_optimizer(
-    optim: Any, params: Any, total_steps: int, phase: Phase | None = None
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The optimiser of one phase, and its schedule.
+def _hold_frozen(inner: optax.GradientTransformation, factors: Any) -> optax.GradientTransformation:
+    """Leaves the moments of parameters with factor 0 as they are.
 
-    All phases of a stage share one state: they differ in stateless factors only. A frozen
-    parameter gets neither gradient nor weight decay and does not move.
+    A parameter that rests in one phase and moves in the next must not lose its momentum meanwhile.
+    """
+    structure = jax.tree.structure(factors)
+    if all(jax.tree.leaves(factors)):
+        return inner
+
+    def mirrors(node: Any) -> bool:
+        return jax.tree.structure(node) == structure
+
+    def hold(new: Any, old: Any) -> Any:
+        if not mirrors(new):
+            return new
+        return jax.tree.map(lambda n, o, f: o if f == 0.0 else n, new, old, factors)
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, new = inner.update(grads, state, params)
+        return updates, jax.tree.map(hold, new, state, is_leaf=mirrors)
+
+    return optax.GradientTransformation(inner.init, update)
+
+
+def make_optimizer(
+    optim: Any, params: Any, phase: Phase | None = None
+) -> optax.GradientTransformation:
+    """The optimiser of one phase; its updates still lack the learning rate: `p - lr * update`.
+
+    All phases of a stage share one form of state: they differ in stateless factors only. A frozen
+    parameter gets neither gradient nor weight decay, does not count for clipping and does not
+    move; its moments stay. Weight decay is added to the gradient for `sgd` and `adam` (as in
+    torch), decoupled and restricted to arrays of rank 2 and more for `adamw`.
+
+    Args:
+      optim: the `optim` section of a configuration.
+      params: arrays or shapes; the paths decide on factors.
 
     Raises:
-      ConfigError: unknown optimiser or schedule, or a path regex that matches nothing.
+      ConfigError: unknown optimiser, or a path regex that matches nothing.
     """
     phase = phase or Phase()
     multipliers = (*phase.lr_multipliers, *(tuple(m) for m in optim.lr_multipliers))
     factors = multiplier_tree(params, multipliers, (*phase.frozen, *optim.frozen))
     moves = jax.tree.map(lambda f: 0.0 if f == 0.0 else 1.0, factors)
-    schedule = make_schedule(optim, total_steps)
     parts = [_scale_by_tree(moves)]
     if optim.clip_norm:
         parts.append(optax.clip_by_global_norm(float(optim.clip_norm)))
     decay = float(optim.weight_decay)
-    # Coupled decay (added to the gradient) for SGD and Adam, decoupled for AdamW.
     if decay and optim.name in ("sgd", "adam"):
         parts += [optax.add_decayed_weights(decay), _scale_by_tree(moves)]
     if optim.name == "sgd":
@@ -130,5 +164,4 @@ def make_optimizer(
     if decay and optim.name == "adamw":
         kernels = jax.tree.map(lambda p: p.ndim > 1, params)
         parts.append(optax.add_decayed_weights(decay, mask=kernels))
-    parts += [_scale_by_tree(factors), optax.scale_by_learning_rate(schedule)]
-    return optax.chain(*parts), schedule
+    return _hold_frozen(optax.chain(*parts, _scale_by_tree(factors)), factors)

@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from uvos_jax.train import mesh as meshes
+from uvos_jax.train.optimizer import Schedule
 from uvos_jax.train.state import TrainState
 from uvos_jax.types import Phase
 
@@ -22,7 +23,12 @@ def init_state(
     *,
     ema: bool = False,
 ) -> TrainState:
-    """A fresh state; jittable, so that it can be created where it will live."""
+    """A fresh state; jittable, so that it can be created where it will live.
+
+    Args:
+      optimizer_of: the optimiser for given parameters.
+      ema: keep averaged parameters as well.
+    """
     rng = jax.random.key(seed)
     init_key, train_key = jax.random.split(rng)
     variables = system.init(init_key)
@@ -40,7 +46,7 @@ def init_state(
 def make_train_step(
     system: Any,
     optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
+    schedule: Schedule,
     *,
     phase: Phase,
     accumulate: int = 1,
@@ -53,8 +59,10 @@ def make_train_step(
     finite, the state is returned unchanged but for its step count, and `finite` is False.
 
     Args:
+      optimizer: from `make_optimizer`; the schedule's rate is applied here.
       accumulate: the batch is worked through in this many equal parts, gradients averaged.
-      ema: decay of the averaged parameters.
+      ema: decay of the averaged parameters, if the state has any; 0 keeps them equal to the
+        parameters.
       stage_start: global step at which the stage began; the schedule counts from there.
     """
 
@@ -73,8 +81,10 @@ def make_train_step(
     def accumulated(state: TrainState, batch: Any, rng: jax.Array):
         if accumulate == 1:
             return gradient(state.params, state.batch_stats, batch, rng, state.step)
+        # Every part takes rows from every device, so that none has to travel.
         parts = jax.tree.map(
-            lambda x: x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:]), batch
+            lambda x: x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1),
+            batch,
         )
 
         def one(carry, inputs):
@@ -99,10 +109,11 @@ def make_train_step(
         (loss, (terms, batch_stats)), grads = accumulated(state, batch, rng)
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        rate = schedule(state.step - stage_start)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = jax.tree.map(lambda p, u: p - (rate * u).astype(p.dtype), state.params, updates)
         averaged = state.ema
-        if ema:
+        if averaged is not None:
             # Early on the average follows faster, or it would remember the initial values.
             count = (state.step + 1).astype(jnp.float32)
             decay = jnp.minimum(ema, (1 + count) / (10 + count))
@@ -116,7 +127,7 @@ def make_train_step(
             "loss": loss,
             **terms,
             "grad_norm": norm,
-            "lr": jnp.asarray(schedule(state.step - stage_start)),
+            "lr": rate,
             "finite": finite,
         }
         new_state = state.replace(
