@@ -123,6 +123,7 @@ class Trainer:
         self.clock = StepClock()
         self.trace = StepTrace(self.workdir / "profile", profile if self.main else 0)
         self._compiled: dict[tuple, Any] = {}
+        self._seen: set[str] = set()
         self._flops: float | None = None
         self.last_saved: int | None = None
         self.best: dict[str, float] = {}
@@ -264,8 +265,7 @@ class Trainer:
                 if self._without_progress(step):
                     return state, values
                 phase = segment.phase(step)
-                with self.clock.measure("input"):
-                    batch = self._next_batch(phase, step)
+                batch = self._next_batch(phase, step)
                 run, self._flops = self._step_function(segment, phase, state, batch)
                 self.trace.before(step)
                 with self.clock.measure("compute"):
@@ -290,14 +290,18 @@ class Trainer:
         return state, values
 
     def _next_batch(self, phase: Phase, step: int) -> dict[str, jax.Array]:
-        try:
-            batch = next(self.inputs[phase.data])
-        except StopIteration:
-            raise DataError(
-                f"the data of group {phase.data!r} ended at step {step}; training sources must "
-                "repeat"
-            ) from None
-        return meshes.place_batch(batch, self.mesh)
+        # The first batch of a group starts workers or compiles a renderer: not a step's time.
+        part = "input" if phase.data in self._seen else "compile"
+        self._seen.add(phase.data)
+        with self.clock.measure(part):
+            try:
+                batch = next(self.inputs[phase.data])
+            except StopIteration:
+                raise DataError(
+                    f"the data of group {phase.data!r} ended at step {step}; training sources "
+                    "must repeat"
+                ) from None
+            return meshes.place_batch(batch, self.mesh)
 
     def _flush(self, step: int, pending: list, segment: Segment, frames: int) -> dict[str, Any]:
         """Fetches the metrics of the last steps, checks them, writes their means."""
