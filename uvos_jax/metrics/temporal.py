@@ -122,16 +122,22 @@ def warp(cost: np.ndarray) -> np.ndarray:
     """
     n, m = cost.shape
     size = -(-max(n, m) // _BUCKET) * _BUCKET
+    padded = np.zeros((size, size))
+    padded[:n, :m] = cost
     with jax.enable_x64(True):
-        moves = np.asarray(_moves(np.pad(cost, ((0, size - n), (0, size - m)))))
-    into = moves.tobytes()  # indexing bytes is several times faster than indexing an array
-    i, j = n - 1, m - 1
-    path = [(i, j)]
-    while i or j:
-        move = into[(i + j - 1) * size + i]
-        i, j = i - (move != _LEFT), j - (move != _UP)
-        path.append((i, j))
-    return np.array(path)
+        moves = np.asarray(_moves(padded))
+    # Cell (i,j) is entry (i+j-1)*size + i of the moves; indexing bytes by one running number is
+    # several times faster than indexing an array by two.
+    into = moves.tobytes()
+    back = (2 * size + 1, size + 1, size)  # of a diagonal move, one from above, one from the left
+    entry = (n + m - 3) * size + n - 1
+    entries = []
+    while entry >= 0:
+        entries.append(entry)
+        entry -= back[into[entry]]
+    entries.append(-size)  # where the first cell would be
+    diagonal, i = np.divmod(np.array(entries), size)
+    return np.stack([i, diagonal + 1 - i], -1)
 
 
 _DIAGONAL, _UP, _LEFT = range(3)
