@@ -61,7 +61,10 @@ def saliency_scores(pred: np.ndarray, gt: np.ndarray) -> SaliencyScores:
         f_adaptive=_f_of_binary(adaptive, gt),
         e_adaptive=float(
             _e_measure(
-                np.count_nonzero(adaptive & gt), np.count_nonzero(adaptive & ~gt), gt.sum(), gt.size
+                np.count_nonzero(adaptive & gt),
+                np.count_nonzero(adaptive & ~gt),
+                int(gt.sum()),
+                gt.size,
             )
         ),
         f_curve=f_curve,
