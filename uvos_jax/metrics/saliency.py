@@ -19,6 +19,7 @@ from uvos_jax.errors import ShapeError
 
 BETA2 = 0.3
 _EPS = np.spacing(1.0)
+_Counts = np.ndarray | np.integer | int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +103,7 @@ def _curves(p: np.ndarray, gt: np.ndarray) -> tuple[np.ndarray, ...]:
     return precision, recall, f, _e_measure(inside, outside, area, gt.size)
 
 
-def _e_measure(inside, outside, area: int, size: int) -> np.ndarray:
+def _e_measure(inside: _Counts, outside: _Counts, area: int, size: int) -> np.ndarray | np.float64:
     """E of binary maps from how many of their pixels lie inside and outside the annotation.
 
     The alignment takes one of four values per map, so counts suffice. A perfect map scores
