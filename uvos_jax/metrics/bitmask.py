@@ -19,6 +19,8 @@ from uvos_jax.errors import ConfigError
 WORD = 32
 
 Mask = Shaped[Array | np.ndarray, "*batch H W"]
+#: a mask that is to have the size of another; functions check that themselves, in words.
+OtherMask = Shaped[Array | np.ndarray, "..."]
 Words = UInt32[Array | np.ndarray, "*batch H words"]
 
 

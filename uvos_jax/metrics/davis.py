@@ -23,7 +23,7 @@ from jaxtyping import Float32, Int32
 
 from uvos_jax.errors import ConfigError, ShapeError
 from uvos_jax.metrics import bitmask
-from uvos_jax.metrics.bitmask import Mask, Words
+from uvos_jax.metrics.bitmask import Mask, OtherMask, Words
 from uvos_jax.metrics.temporal import temporal_stability
 
 __all__ = [
@@ -41,18 +41,22 @@ __all__ = [
 BOUND_TH = 0.008
 
 
-def boundary_radius(height: int, width: int, bound_th: float = BOUND_TH) -> int:
+def boundary_radius(height: int, width: int, bound_th: float | int = BOUND_TH) -> int:
     """Radius in pixels of the tolerance disk: `bound_th` itself if >= 1, else of the diagonal.
 
     Raises:
-      ConfigError: `bound_th` is not positive.
+      ConfigError: `bound_th` is not positive, or above 1 and no whole number.
     """
     if not bound_th > 0:
         raise ConfigError(f"bound_th {bound_th} is not positive: the official value is {BOUND_TH}")
-    return int(bound_th) if bound_th >= 1 else math.ceil(bound_th * math.hypot(height, width))
+    if bound_th < 1:
+        return math.ceil(bound_th * math.hypot(height, width))
+    if bound_th != int(bound_th):
+        raise ConfigError(f"bound_th {bound_th} is no whole number of pixels: round it")
+    return int(bound_th)
 
 
-def _check(pred: Mask, gt: Mask, void: Mask | None) -> None:
+def _check(pred: Mask, gt: OtherMask, void: OtherMask | None) -> None:
     for name, mask in (("gt", gt), ("void", void)):
         if mask is not None and mask.shape != pred.shape:
             raise ShapeError(
@@ -61,7 +65,9 @@ def _check(pred: Mask, gt: Mask, void: Mask | None) -> None:
             )
 
 
-def region_similarity(pred: Mask, gt: Mask, void: Mask | None = None) -> Float32[Array, "*batch"]:
+def region_similarity(
+    pred: Mask, gt: OtherMask, void: OtherMask | None = None
+) -> Float32[Array, "*batch"]:
     """J, intersection over union of each mask; 1 where both are empty.
 
     Args:
@@ -87,14 +93,14 @@ def _region_similarity(pred, gt, void):
 
 
 def boundary_f(
-    pred: Mask, gt: Mask, void: Mask | None = None, bound_th: float = BOUND_TH
+    pred: Mask, gt: OtherMask, void: OtherMask | None = None, bound_th: float | int = BOUND_TH
 ) -> Float32[Array, "*batch"]:
     """F, harmonic mean of boundary precision and recall within a tolerance; see `j_and_f`."""
     return j_and_f(pred, gt, void, bound_th=bound_th)[1]
 
 
 def j_and_f(
-    pred: Mask, gt: Mask, void: Mask | None = None, *, bound_th: float = BOUND_TH
+    pred: Mask, gt: OtherMask, void: OtherMask | None = None, *, bound_th: float | int = BOUND_TH
 ) -> tuple[Float32[Array, "*batch"], Float32[Array, "*batch"]]:
     """J and F of each mask, in one jitted pass; usable inside jit.
 

@@ -10,12 +10,14 @@ from jaxtyping import Float, Float32, Shaped
 from uvos_jax.errors import ShapeError
 
 FlowField = Float[Array | np.ndarray, "*batch H W 2"]
+#: a field that is to have the shape of another; `endpoint_error` checks that, in words.
+_OtherField = Float[Array | np.ndarray, "..."]
 #: an outlier is wrong by more than this many pixels and by more than this share of the true flow.
 OUTLIER_PIXELS = 3.0
 OUTLIER_SHARE = 0.05
 
 
-def endpoint_error(pred: FlowField, gt: FlowField) -> Float32[Array, "*batch H W"]:
+def endpoint_error(pred: FlowField, gt: _OtherField) -> Float32[Array, "*batch H W"]:
     """Length in pixels of the difference of two flow fields."""
     if pred.shape != gt.shape:
         raise ShapeError(f"predicted flow has shape {pred.shape}, the true one {gt.shape}")
@@ -24,7 +26,7 @@ def endpoint_error(pred: FlowField, gt: FlowField) -> Float32[Array, "*batch H W
 
 
 def flow_errors(
-    pred: FlowField, gt: FlowField, valid: Shaped[Array | np.ndarray, "*batch H W"] | None = None
+    pred: FlowField, gt: _OtherField, valid: Shaped[Array | np.ndarray, "*batch H W"] | None = None
 ) -> dict[str, Float32[Array, "*batch"]]:
     """Mean end-point error `epe` and outlier share `fl` (0..1) over the valid pixels of each field.
 

@@ -28,7 +28,7 @@ def pairwise_j_and_f(
     num_proposals: int,
     num_objects: int,
     void: np.ndarray | None = None,
-    bound_th: float = davis.BOUND_TH,
+    bound_th: float | int = davis.BOUND_TH,
 ) -> tuple[np.ndarray, np.ndarray]:
     """J and F of every proposal with every object of one frame.
 
