@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +28,7 @@ def quarter_edges(n: int) -> np.ndarray:
     return np.floor(np.linspace(1, n, 5) + 0.5 + 1e-10).astype(int) - 1
 
 
-def statistics(values: np.ndarray) -> Statistics:
+def statistics(values: np.ndarray | Sequence[float | int]) -> Statistics:
     """Mean, recall and decay of per-frame values `[n]` in temporal order.
 
     Decay is the mean of the first quarter minus that of the last; NaN counts as a miss in recall
