@@ -68,7 +68,8 @@ def averages(
     kept = {name: v[~np.isnan(v)] for name, v in sequences.items()}
     means = {name: float(v.mean()) for name, v in kept.items() if v.size}
     if not means:
-        return dict.fromkeys(("sequences", "frames"), float("nan"))
+        names = ("sequences", "frames", *(("categories",) if categories is not None else ()))
+        return dict.fromkeys(names, float("nan"))
     out = {
         "sequences": float(np.mean(list(means.values()))),
         "frames": float(np.concatenate(list(kept.values())).mean()),
