@@ -160,18 +160,15 @@ def make_train_iter(
     augment = Augment.from_config(data)
     parts, weights = [], []
     for number, (entry, source) in enumerate(zip(entries, built, strict=True)):
-        if len(source) < process_count:
-            raise DataError(
-                f"data source {entry['name']!r} has {len(source)} examples, fewer than the "
-                f"{process_count} processes that share them"
-            )
         indices = grain.MapDataset.range(len(source)).seed(seed + number).shuffle()
         own = augment if not isinstance(source, SyntheticSource) else None
-        part = indices[process_index::process_count].repeat(None)
-        part = part.random_map(_Sample(source, own, bool(data.skip_corrupt)))
+        part = indices.repeat(None).random_map(_Sample(source, own, bool(data.skip_corrupt)))
         parts.append(part)
         weights.append(float(entry.get("weight", 1.0)))
     mixed = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights)
+    # One stream for all, of which each process takes every n-th example: a global batch holds the
+    # same examples whatever the number of processes.
+    mixed = mixed[process_index::process_count]
     threads = 1 if data.workers else 8
     read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(8, 2 * batch_size))
     dataset = mixed.to_iter_dataset(read)

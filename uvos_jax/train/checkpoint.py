@@ -1,8 +1,8 @@
 """Checkpoints of state, input position and configuration, with orbax underneath.
 
-A step folder holds `state` (parameters, statistics, optimiser, random key), `data` (the position of
-every input iterator, per process) and `config` (JSON). The newest and the best are kept. Saving is
-asynchronous; a damaged newest checkpoint is passed over, loudly.
+A step folder holds `state` (parameters, statistics, optimiser, random key) with its `fingerprint`,
+`data` (the position of every input iterator, per process) and `config` (JSON). The newest and the
+best are kept. Saving is asynchronous; a damaged newest checkpoint is passed over, loudly.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from typing import Any
 
 import grain
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from uvos_jax.errors import CheckpointError, ConfigError
 from uvos_jax.train.state import TrainState
@@ -42,6 +44,38 @@ class InputPosition:
     def set_state(self, state: bytes) -> None:
         for name, value in json.loads(state).items():
             self.iterators[name].set_state(_decode(value))
+
+    def start_prefetch(self) -> None:
+        """Part of grain's interface; the iterators begin when they are asked."""
+
+    def move_in(self, folder: Path) -> None:
+        """Takes over a position that another number of processes saved.
+
+        All of them stood at the same place of one stream of examples, of which every process takes
+        every n-th; so the place in that stream is what counts.
+
+        Raises:
+          ConfigError: the position cannot be shared out anew.
+        """
+        files = sorted(folder.glob("process_*-of-*.json"))
+        before = int(files[0].stem.rpartition("-of-")[2])
+        states = [json.loads(file.read_text()) for file in files]
+        if len(files) != before:
+            raise ValueError(f"{len(files)} of {before} input positions in {folder}")
+        moved = {}
+        for name, state in states[0].items():
+            alike = all(other[name] == state for other in states)
+            if not alike or not isinstance(state, dict) or set(state) - {"step", "next_index"}:
+                raise ConfigError(
+                    f"the data of group {name!r} were read by {before} processes, each at a place "
+                    f"of its own (data.workers or data.skip_corrupt): resume with {before} "
+                    f"processes instead of {jax.process_count()}"
+                )
+            moved[name] = {
+                key: value * before // jax.process_count() if key == "next_index" else value
+                for key, value in state.items()
+            }
+        self.set_state(json.dumps(moved).encode())
 
 
 def _encode(state: Any) -> Any:
@@ -98,6 +132,7 @@ class Checkpoints:
                 state=ocp.args.StandardSave(as_tree(state)),
                 data=grain.checkpoint.CheckpointSave(inputs),
                 config=ocp.args.JsonSave(config),
+                fingerprint=ocp.args.JsonSave({"state": fingerprint(as_tree(state))}),
             ),
             metrics=metrics or {},
         )
@@ -131,20 +166,16 @@ class Checkpoints:
             check_same_config(saved, config)
             abstract = abstract_at(step)
             try:
-                restored = self.manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(as_tree(abstract)),
-                        data=grain.checkpoint.CheckpointRestore(inputs),
-                    ),
-                )
+                restored = self._restore_step(step, abstract, inputs)
+            except ConfigError:
+                raise
             except Exception as error:
                 inputs.set_state(start)
                 self._pass_over(step, error, failures)
                 continue
             for _, bad in failures:
                 self.manager.delete(bad)
-            return from_tree(restored["state"], abstract)
+            return restored
         if failures:
             error, step = failures[0]
             raise CheckpointError(
@@ -152,6 +183,20 @@ class Checkpoints:
                 "remove the folder to start anew"
             )
         return None
+
+    def _restore_step(self, step: int, abstract: TrainState, inputs: InputPosition) -> TrainState:
+        items: dict[str, Any] = {"state": ocp.args.StandardRestore(as_tree(abstract))}
+        folder = self.folder / str(step) / "data"
+        same = (folder / f"process_0-of-{jax.process_count()}.json").exists()
+        if same:
+            items["data"] = grain.checkpoint.CheckpointRestore(inputs)
+        items["fingerprint"] = ocp.args.JsonRestore()
+        restored = self.manager.restore(step, args=ocp.args.Composite(**items))
+        if fingerprint(restored["state"]) != restored["fingerprint"]["state"]:
+            raise ValueError("the values are not those that were saved")
+        if not same:
+            inputs.move_in(folder)
+        return from_tree(restored["state"], abstract)
 
     def _pass_over(self, step: int, error: Exception, failures: list) -> None:
         first_line = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
@@ -179,6 +224,28 @@ class Checkpoints:
     def close(self) -> None:
         """Waits and releases threads."""
         self.manager.close()
+
+
+def fingerprint(tree: Any) -> str:
+    """A sum over the bits of all arrays that shows damage; the same for any sharding.
+
+    The stored format checks its index, but not the values themselves.
+    """
+    total = 0
+    for number, leaf in enumerate(jax.tree.leaves(tree)):
+        own = 0
+        for shard in leaf.addressable_shards:
+            if shard.replica_id == 0:
+                data = np.asarray(shard.data)
+                words = np.ascontiguousarray(data).reshape(-1).view(f"u{data.dtype.itemsize}")
+                own += int(words.sum(dtype=np.uint64))
+        total += own * (2 * number + 1)
+    total %= 2**64
+    if jax.process_count() > 1:
+        halves = np.asarray([total >> 32, total % 2**32], np.uint32)
+        parts = np.asarray(multihost_utils.process_allgather(halves)).astype(object)
+        total = int(sum((high << 32) + low for high, low in parts)) % 2**64
+    return f"{total:016x}"
 
 
 def as_tree(state: TrainState) -> dict[str, Any]:

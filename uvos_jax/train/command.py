@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from uvos_jax import config as configs
@@ -64,10 +64,12 @@ def run(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     if args.init_from:
         config.model.init_from = args.init_from
     configs.validate(config)
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    distributed.initialize(args.coordinator, args.num_processes, args.process_id)
     import jax
 
+    distributed.initialize(args.coordinator, args.num_processes, args.process_id)
+    if not jax.config.jax_compilation_cache_dir:
+        # A run that goes on after a stop should not compile everything again.
+        jax.config.update("jax_compilation_cache_dir", str(Path(args.workdir).resolve() / "xla"))
     from uvos_jax.train.logging import show_messages
     from uvos_jax.train.loop import train
 
@@ -75,8 +77,7 @@ def run(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     if jax.process_index() == 0 and not args.quiet:
         print(
             f"training {config.model.name} in {args.workdir} on {jax.device_count()} x "
-            f"{jax.devices()[0].device_kind}, {jax.process_count()} process(es)"
-            + (f", compilation cache {cache}" if cache else ""),
+            f"{jax.devices()[0].device_kind}, {jax.process_count()} process(es)",
             file=sys.stderr,
         )
     summary = train(config, args.workdir, progress=not args.quiet, profile=args.profile)

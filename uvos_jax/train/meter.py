@@ -13,6 +13,8 @@ import jax
 
 from uvos_jax.train import mesh as meshes
 
+#: Laps that the estimate of the remaining time looks back on.
+RECENT = 20
 PARTS = ("input", "compute", "compile", "save", "evaluate")
 
 
@@ -25,8 +27,7 @@ class StepClock:
     """
 
     def __init__(self):
-        self.trained = 0.0  # seconds of training proper since the start, without compiling
-        self.steps = 0
+        self.laps: list[tuple[float, int]] = []  # seconds of training proper, steps
         self._restart()
 
     def _restart(self) -> None:
@@ -63,15 +64,16 @@ class StepClock:
         for key in ("compile", "save", "evaluate"):
             if self.parts[key]:
                 values[f"{key}_seconds"] = self.parts[key]
-        self.trained += training
-        self.steps += steps
+        if steps:
+            self.laps = [*self.laps[-RECENT:], (training, steps)]
         self._restart()
         return values
 
     @property
     def seconds_per_step(self) -> float:
-        """Mean over the run so far, compiling, saving and evaluating left out."""
-        return self.trained / max(self.steps, 1)
+        """Mean of the last laps; compiling, saving, evaluating and the first lap left out."""
+        laps = self.laps[1:] or self.laps or [(0.0, 1)]
+        return sum(seconds for seconds, _ in laps) / sum(steps for _, steps in laps)
 
 
 def flops_of(compiled: Any, accumulate: int = 1) -> float | None:
