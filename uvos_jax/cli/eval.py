@@ -57,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
         if path:
             check_writable(path)
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)  # a file or a pipe has no width; 80 columns fold the numbers
 
     def scored(sequence: str, done: int, total: int) -> None:
         if sys.stderr.isatty():
@@ -69,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         root=args.root,
         split=args.split,
         sequences=args.sequences,
-        measures=args.measures.split(",") if args.measures else None,
+        measures=[m.strip() for m in args.measures.split(",")] if args.measures else None,
         workers=args.workers,
         resolution=args.resolution,
         merge_objects=args.merge_objects,
@@ -80,5 +82,5 @@ def run(args: argparse.Namespace) -> int:
         path = getattr(args, kind)
         if path:
             getattr(report, f"to_{kind}")(path)
-            console.print(f"wrote {path}", highlight=False)
+            print(f"wrote {path}")
     return 0

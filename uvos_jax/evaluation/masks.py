@@ -71,16 +71,15 @@ def binary_result(path: Path, *, merge_objects: bool = False) -> np.ndarray:
     """
     values, indexed = read_values(path)
     top = values.max(initial=0)
-    if indexed and top > 1 and top != 255:
-        if merge_objects:
-            return values > 0
-        ids = np.unique(values[values > 0])
-        if ids.size > 1:
-            raise DataError(
-                f"{path}: this indexed PNG holds {ids.size} object ids "
-                f"({', '.join(map(str, ids[:5]))}) but the protocol scores one foreground; "
-                "merge them with merge_objects=True (--merge-objects) or evaluate as davis17"
-            )
+    if indexed:
+        if not merge_objects:
+            ids = np.unique(values[values > 0])
+            if ids.size > 1:
+                raise DataError(
+                    f"{path}: this indexed PNG holds {ids.size} object ids "
+                    f"({', '.join(map(str, ids[:5]))}) but the protocol scores one foreground; "
+                    "merge them with merge_objects=True (--merge-objects) or evaluate as davis17"
+                )
         return values > 0
     if top in (0, 1, 255) and not np.any((values > 0) & (values < top)):
         return values > 0

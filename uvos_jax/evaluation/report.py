@@ -100,17 +100,22 @@ class Report:
         """Prints the table with rich: protocol, one line per row, the average."""
         from rich.console import Console
         from rich.table import Table
+        from rich.text import Text
 
         console = console or Console()
         columns = self.columns
-        table = Table(title=f"{self.dataset}: {self.results}", title_justify="left")
-        table.add_column("sequence", no_wrap=True)
+        # Names and paths are shown as they are: rich would take "[dog]" for a style.
+        title = Text(f"{self.dataset}: {self.results}", style="bold")
+        table = Table(title=title, title_justify="left")
+        table.add_column("sequence", overflow="fold")
         for column in columns:
-            table.add_column(column.replace("_", " "), justify="right")
+            # A narrow screen folds a number, it never cuts one.
+            table.add_column(column.replace("_", " "), justify="right", overflow="fold")
         for name, numbers in self.per_sequence.items():
-            table.add_row(name, *(_cell(numbers.get(c)) for c in columns))
+            table.add_row(Text(name), *(_cell(numbers.get(c)) for c in columns))
         for name, numbers in self.groups.items():
-            table.add_row(f"[{name}]", *(_cell(numbers.get(c)) for c in columns), style="cyan")
+            cells = (_cell(numbers.get(c)) for c in columns)
+            table.add_row(Text(f"[{name}]"), *cells, style="cyan")
         table.add_section()
         table.add_row(
             f"average of {len(self.rows)}",
@@ -120,9 +125,9 @@ class Report:
         console.print(table)
         extra = {k: v for k, v in self.summary.items() if k not in columns}
         for name, value in extra.items():
-            console.print(f"{name.replace('_', ' ')}: {_cell(value)}", highlight=False)
-        console.print(f"Protocol: {self.protocol}", highlight=False)
-        console.print(f"Annotations: {self.root} ({self.layout})", highlight=False)
+            console.print(Text(f"{name.replace('_', ' ')}: {_cell(value)}"))
+        console.print(Text(f"Protocol: {self.protocol}"))
+        console.print(Text(f"Annotations: {self.root} ({self.layout})"))
 
 
 def _cell(value: float | None, form: str = "{:.3f}", empty: str = "-") -> str:
