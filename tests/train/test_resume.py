@@ -226,7 +226,7 @@ def test_with_every_checkpoint_damaged_the_run_refuses_to_start_over(finished, t
     for step in ("2", "4"):
         (workdir / "checkpoints" / step / "state" / "manifest.ocdbt").write_bytes(b"")
     trainer = run_toy(workdir)
-    with pytest.raises(CheckpointError, match="none of the checkpoints .* can be read"):
+    with pytest.raises(CheckpointError, match=r"none of the checkpoints .* can be read"):
         trainer.start()
     trainer.checkpoints.close()
 

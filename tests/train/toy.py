@@ -160,3 +160,36 @@ def same(a, b):
         np.array_equal(np.asarray(x), np.asarray(y))
         for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     )
+
+
+def run_steps(system, settings, mesh, steps=3, batch_size=8, ema=False, history=None):
+    """Losses, metrics of the last step and the final state of a few steps on a mesh.
+
+    Every state, the initial one included, is appended to `history` as numpy arrays.
+    """
+    from uvos_jax.train import mesh as meshes
+    from uvos_jax.train.optimizer import make_optimizer, make_schedule
+    from uvos_jax.train.step import compile_step, init_state, make_train_step
+
+    def build():
+        return init_state(system, 0, lambda p: make_optimizer(settings.optim, p), ema=ema)
+
+    shardings = meshes.parameter_shardings(mesh, jax.eval_shape(build))
+    state = jax.jit(build, out_shardings=shardings)()
+    step = make_train_step(
+        system,
+        make_optimizer(settings.optim, state.params),
+        make_schedule(settings.optim, steps),
+        phase=Phase(),
+        accumulate=settings.optim.accumulate,
+        ema=settings.optim.ema,
+    )
+    run = compile_step(step, mesh, shardings)
+    losses, inputs = [], Batches(batch_size)
+    history = [] if history is None else history
+    for _ in range(steps):
+        history.append(jax.device_get(state.replace(rng=None)))
+        state, metrics = run(state, meshes.place_batch(next(inputs), mesh))
+        losses.append(float(metrics["loss"]))
+    history.append(jax.device_get(state.replace(rng=None)))
+    return losses, metrics, state
