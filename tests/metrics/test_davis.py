@@ -129,6 +129,8 @@ def test_a_tolerance_in_pixels_is_used_as_it_is(random_pairs):
 
 def test_radius_of_common_sizes():
     assert davis.boundary_radius(480, 854) == 8
+    assert davis.boundary_radius(480, 640) == 7  # 6.4, rounded up
+    assert davis.boundary_radius(600, 800) == 8  # exactly
     assert davis.boundary_radius(1080, 1920) == 18
     assert davis.boundary_radius(480, 854, 5) == 5
     with pytest.raises(ConfigError, match="bound_th 0 is not positive"):
