@@ -177,7 +177,7 @@ def main() -> None:
     }
     plain = [plain_j_and_f(p, g, scipy_dilate) for p, g in zip(pred, gt, strict=True)]
     ours = np.stack(davis.ratios(counted()), -1)
-    print(f"largest difference to the plain code: {np.abs(ours - plain).max():.1e} (host ratios), ")
+    print(f"largest difference to the plain code: {np.abs(ours - plain).max():.1e} (host ratios)")
     in_jit = np.stack([np.asarray(v) for v in davis.j_and_f(pred, gt)], -1)
     print(f"                                      {np.abs(in_jit - plain).max():.1e} (float32)")
     dilate = opencv_dilate()

@@ -160,17 +160,24 @@ def _moves(cost: jax.Array) -> jax.Array:
     skewed = skewed.reshape(-1)[: n * (2 * n - 1)].reshape(n, 2 * n - 1).T
     outside = jnp.full(1, jnp.inf, cost.dtype)
 
-    def diagonal(carry, cells):
-        before, two_before = carry
+    def diagonal(before, two_before, cells):
         up, left, corner = before[:-1], before[1:], two_before[:-1]
         straight = jnp.minimum(up, left)
         # Arithmetic on the codes is measurably faster here than nested selects.
         move = (corner > straight).astype(jnp.uint8) * (_UP + (left < up).astype(jnp.uint8))
-        now = jnp.minimum(corner, straight) + cells
-        return (jnp.concatenate([outside, now]), before), move
+        return jnp.concatenate([outside, jnp.minimum(corner, straight) + cells]), move
+
+    def two_diagonals(carry, cells):
+        # Two a step halve the cost of the loop; without the barrier XLA computes the first twice.
+        before, two_before = carry
+        first, first_move = diagonal(before, two_before, cells[0])
+        first = jax.lax.optimization_barrier(first)
+        second, second_move = diagonal(first, before, cells[1])
+        return (second, first), jnp.stack([first_move, second_move])
 
     nothing = jnp.full(n + 1, jnp.inf, cost.dtype)
-    return jax.lax.scan(diagonal, (nothing.at[1].set(0.0), nothing), skewed[1:])[1]
+    start = (nothing.at[1].set(0.0), nothing)
+    return jax.lax.scan(two_diagonals, start, skewed[1:].reshape(n - 1, 2, n))[1].reshape(-1, n)
 
 
 def _cheapest_cell(path: np.ndarray, cost: np.ndarray) -> tuple[int, int]:
