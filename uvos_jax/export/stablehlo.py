@@ -78,7 +78,7 @@ def to_stablehlo(
     if importlib.util.find_spec("flatbuffers") is None:
         raise UnsupportedError(
             "exporting to StableHLO needs the package flatbuffers, which is not installed: "
-            "pip install flatbuffers"
+            'pip install "uvos_jax[export]"'
         )
     spec: ModelSpec = system.spec
     size = size or spec.input_size
