@@ -11,8 +11,10 @@ import contextlib
 import errno
 import os
 import re
+import struct
 import tempfile
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -27,12 +29,19 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".p
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".gif")
 
 
+#: What Pillow raises on damaged files, depending on format and position of the damage.
+_DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError,
+                   struct.error, zlib.error)  # fmt: skip
+
+
 # ----- reading images ---------------------------------------------------------------------------
 
 
 def natural_key(path: Path) -> list:
     """Sort key under which `frame2` comes before `frame10`."""
-    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"(\d+)", path.name)]
+    parts = re.split(r"([0-9]+)", path.name)
+    key = [(0, int(p), "") if k % 2 else (1, 0, p) for k, p in enumerate(parts)]
+    return [*key, (2, 0, path.name)]  # 1.png and 01.png: always in the same order
 
 
 def list_images(folder: str | os.PathLike) -> list[Path]:
@@ -68,10 +77,11 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
 def read_mask(path: str | os.PathLike) -> np.ndarray:
     """Reads a label or probability map as stored, uint8 `[H,W]`: palette indices, grey, or bits.
 
-    1-bit images become 0/255, 16-bit ones are refused unless their values fit in 8 bits.
+    1-bit images become 0/255, colour files that hold nothing but grey give their level, 16-bit
+    ones are refused unless their values fit in 8 bits.
 
     Raises:
-      DataError: the file is missing, cannot be decoded, or has colour channels.
+      DataError: the file is missing, cannot be decoded, or holds colours, alpha or fractions.
     """
     with _opened(path, "mask") as image:
         if image.mode == "1":
@@ -85,8 +95,12 @@ def read_mask(path: str | os.PathLike) -> np.ndarray:
                     f"mask {path} is 16-bit with values up to {deep.max()}: expected 8-bit ids"
                 )
             return deep.astype(np.uint8)
+        if image.mode == "RGB":
+            red, green, blue = np.moveaxis(np.asarray(image), -1, 0)
+            if np.array_equal(red, green) and np.array_equal(red, blue):
+                return np.ascontiguousarray(red)
         raise DataError(
-            f"mask {path} has mode {image.mode} with {len(image.getbands())} channels: expected "
+            f"mask {path} has mode {image.mode} (channels {', '.join(image.getbands())}): expected "
             "one channel (palette, 8-bit grey or 1-bit); save ids, not colours"
         )
 
@@ -99,9 +113,13 @@ def _opened(path: str | os.PathLike, kind: str) -> Iterator[Image.Image]:
             yield image
     except FileNotFoundError:
         raise DataError(f"{kind} {path} does not exist") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
+    except DataError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{kind} {path} is too large: {error}; scale it down") from error
+    except UnidentifiedImageError as error:
+        raise DataError(f"{kind} {path} cannot be decoded: it is no image; replace it") from error
+    except _DECODER_ERRORS as error:
         raise DataError(f"{kind} {path} cannot be decoded: {error}; replace the file") from error
 
 
@@ -137,27 +155,46 @@ class VideoReader:
 
     def sample(self, indices: Sequence[int]) -> np.ndarray:
         """Frames at the given indices, uint8 `[N,H,W,3]`, in the order asked for."""
-        wanted = {int(i) for i in indices}
+        wanted = self._inside(indices)
         found: dict[int, np.ndarray] = {}
         for i, frame in enumerate(self):
             if i in wanted:
                 found[i] = frame
-                if len(found) == len(wanted):
-                    break
-        missing = sorted(wanted - set(found))
+            if len(found) == len(set(wanted)):
+                break
+        self._refuse(sorted(set(wanted) - set(found)))
+        return self._stacked([found[i] for i in wanted])
+
+    def _inside(self, indices: Iterable[int]) -> list[int]:
+        """The indices as integers, none of which can be known to lie outside the video."""
+        indices = [int(i) for i in indices]
+        last = np.inf if self.num_frames is None else self.num_frames - 1
+        self._refuse([i for i in indices if not 0 <= i <= last])
+        return indices
+
+    def _refuse(self, missing: list[int]) -> None:
         if missing:
-            raise DataError(f"video {self.name} has no frame {missing[0]}")
-        return np.stack([found[int(i)] for i in indices])
+            count = "" if self.num_frames is None else f" of {self.num_frames}"
+            raise DataError(
+                f"video {self.name} has no frame {missing[0]}{count}: frames count from 0"
+            )
+
+    def _stacked(self, frames: list[np.ndarray]) -> np.ndarray:
+        return np.stack(frames) if frames else np.zeros((0, *self.size, 3), np.uint8)
 
 
 class ArrayVideo(VideoReader):
     """Frames that are in memory already."""
 
     def __init__(self, frames: np.ndarray, name: str = "video", fps: float = 25.0):
-        frames = np.asarray(frames)
+        try:
+            frames = np.asarray(frames)
+        except ValueError as error:
+            raise ShapeError(f"the frames of a video must have one size: {error}") from error
         if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
             raise ShapeError(
-                f"a video array must be uint8 [T,H,W,3] RGB, got {frames.dtype} {frames.shape}"
+                f"a video array must be uint8 [T,H,W,3] RGB, got {frames.dtype} {frames.shape}: "
+                "convert it (values 0..255, colour last, no alpha)"
             )
         if 0 in frames.shape:
             raise DataError(f"the video array is empty: shape {frames.shape}")
@@ -168,7 +205,7 @@ class ArrayVideo(VideoReader):
         return iter(self.frames)
 
     def sample(self, indices: Sequence[int]) -> np.ndarray:
-        return self.frames[np.asarray(indices, int)]
+        return self.frames[np.asarray(self._inside(indices), int)]
 
 
 class FolderVideo(VideoReader):
@@ -183,6 +220,14 @@ class FolderVideo(VideoReader):
         self.name = folder.name if folder.name not in ("frames", "Imgs") else folder.parent.name
         self.num_frames = len(self.paths)
         self.frame_names = [p.stem for p in self.paths]
+        seen: dict[str, Path] = {}
+        for path in self.paths:
+            other = seen.setdefault(path.stem, path)
+            if other is not path:
+                raise DataError(
+                    f"folder {folder} holds two images of one name, {other.name} and {path.name}: "
+                    "keep frames and masks in folders of their own"
+                )
         self.size = read_image(self.paths[0]).shape[:2]
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -198,10 +243,7 @@ class FolderVideo(VideoReader):
         return frame
 
     def sample(self, indices: Sequence[int]) -> np.ndarray:
-        for i in indices:
-            if not 0 <= i < len(self.paths):
-                raise DataError(f"video {self.name} has no frame {i}")
-        return np.stack([self._read(self.paths[i]) for i in indices])
+        return self._stacked([self._read(self.paths[i]) for i in self._inside(indices)])
 
 
 class FileVideo(VideoReader):
@@ -215,8 +257,8 @@ class FileVideo(VideoReader):
             self.num_frames = stream.frames or None
             first = next(self._decode(container, stream), None)
         if first is None:
-            raise DataError(f"video {path} holds no frames")
-        self.size = first.shape[:2]
+            raise DataError(f"video {path} holds no frames that can be decoded; replace it")
+        self.size = first[0].shape[:2]
 
     @contextlib.contextmanager
     def _container(self) -> Iterator[tuple[Any, Any]]:
@@ -239,7 +281,8 @@ class FileVideo(VideoReader):
         finally:
             container.close()
 
-    def _decode(self, container: Any, stream: Any) -> Iterator[np.ndarray]:
+    def _decode(self, container: Any, stream: Any) -> Iterator[tuple[np.ndarray, float | None]]:
+        """Yields every frame, turned upright, and the second at which it ends."""
         import av
 
         count = 0
@@ -247,7 +290,9 @@ class FileVideo(VideoReader):
             for frame in container.decode(stream):
                 array = frame.to_ndarray(format="rgb24")
                 turns = round(getattr(frame, "rotation", 0) / 90) % 4
-                yield np.ascontiguousarray(np.rot90(array, turns)) if turns else array
+                shown = float((frame.duration or 0) * (frame.time_base or 0)) or 1 / self.fps
+                end = None if frame.time is None else frame.time + shown
+                yield np.ascontiguousarray(np.rot90(array, turns)) if turns else array, end
                 count += 1
         except av.error.FFmpegError as error:
             raise DataError(
@@ -257,22 +302,48 @@ class FileVideo(VideoReader):
 
     def __iter__(self) -> Iterator[np.ndarray]:
         with self._container() as (container, stream):
-            expected, count = stream.frames, 0
-            for count, frame in enumerate(self._decode(container, stream), start=1):
+            count, end = 0, None
+            for frame, end in self._decode(container, stream):  # noqa: B007
                 if frame.shape[:2] != self.size:
                     raise DataError(
-                        f"video {self.path}: frame {count - 1} is {frame.shape[1]}x"
+                        f"video {self.path}: frame {count} is {frame.shape[1]}x"
                         f"{frame.shape[0]}, the first {self.size[1]}x{self.size[0]}: all frames "
                         "must have one size"
                     )
                 yield frame
-            # Containers may count a frame or two that decode to nothing; more is a cut file.
-            if expected and count < 0.95 * expected - 2:
-                raise DataError(
-                    f"video {self.path} is truncated: its header announces {expected} frames, "
-                    f"{count} could be decoded; replace it"
-                )
+                count += 1
+            lost = _lost(container, stream, count, end)
+            if lost:
+                raise DataError(f"video {self.path} is truncated: {lost}; replace it")
         self.num_frames = count
+
+
+def _lost(container: Any, stream: Any, count: int, end: float | None) -> str:
+    """What a header announces beyond the `count` frames that were decoded, in words, or "".
+
+    Containers may announce a frame or two that decode to nothing. Where clips can be trimmed
+    without re-encoding (mp4, mov), headers also count frames that are never shown, so the time at
+    which the last frame ends decides there.
+    """
+    announced = None
+    tag = re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", ""))
+    if tag:  # Matroska, WebM
+        announced = sum(
+            float(part) * unit for part, unit in zip(tag.groups(), (3600, 60, 1), strict=True)
+        )
+    elif "mp4" in container.format.name and stream.duration:
+        announced = float(stream.duration * stream.time_base)
+    elif stream.frames and count < min(0.95 * stream.frames, stream.frames - 2):
+        return f"its header announces {stream.frames} frames, {count} could be decoded"
+    if announced and end is not None:
+        end -= float((stream.start_time or 0) * stream.time_base)
+        rate = float(stream.average_rate or 25)
+        if announced - end > max(0.05 * announced, 2.5 / rate):
+            return (
+                f"its header announces {announced:.2f} seconds, but after {count} frames "
+                f"({end:.2f} seconds) nothing more can be decoded"
+            )
+    return ""
 
 
 def _reason(error: Exception) -> str:
@@ -337,8 +408,7 @@ def write_label_png(path: str | os.PathLike, labels: np.ndarray) -> None:
     labels = np.asarray(labels)
     if labels.ndim != 2 or labels.dtype != np.uint8:
         raise ShapeError(f"labels must be uint8 [H,W], got {labels.dtype} {labels.shape}")
-    image = Image.fromarray(labels, mode=None).convert("L")
-    image = Image.frombytes("P", image.size, image.tobytes())
+    image = Image.frombytes("P", labels.shape[::-1], labels.tobytes())
     image.putpalette(davis_palette().tobytes())
     with atomic_write(path) as temporary:
         image.save(temporary, format="PNG")
@@ -346,6 +416,11 @@ def write_label_png(path: str | os.PathLike, labels: np.ndarray) -> None:
 
 def write_probability_png(path: str | os.PathLike, probs: np.ndarray) -> None:
     """Writes probabilities `[H,W]` in [0,1] as an 8-bit grey PNG (rounded to 1/255)."""
+    probs = np.asarray(probs)
+    if probs.ndim != 2 or probs.dtype.kind != "f":
+        raise ShapeError(f"probabilities must be float [H,W], got {probs.dtype} {probs.shape}")
+    if not np.isfinite(probs).all():
+        raise DataError(f"cannot write {path}: the probabilities hold NaN or infinite values")
     grey = np.round(np.clip(probs, 0.0, 1.0) * 255).astype(np.uint8)
     with atomic_write(path) as temporary:
         Image.fromarray(grey).save(temporary, format="PNG")
@@ -356,44 +431,67 @@ class VideoWriter:
 
     Odd sizes are padded by one row or column (4:2:0 chroma needs even ones). Use as a context
     manager.
+
+    Raises:
+      ShapeError: a frame is no uint8 `[H,W,3]`, or has another size than the first.
+      DataError: the disk is full, the folder cannot be written, or no frame was given.
     """
 
     def __init__(self, path: str | os.PathLike, fps: float = 25.0):
+        if not 0 < fps < 1e4:
+            raise DataError(f"cannot write {path}: frames per second must be positive, got {fps}")
         self.path, self.fps = Path(path), fps
         self._container: Any = None
+        self._size: tuple[int, int] | None = None
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> VideoWriter:
         self._temporary = self._stack.enter_context(atomic_write(self.path))
+        self._stack.push(self._close)  # before the rename, whose errors then become sentences
         return self
 
     def write(self, frame: np.ndarray) -> None:
         """Appends a frame uint8 `[H,W,3]`; all must have the size of the first."""
         import av
 
+        frame = np.asarray(frame)
+        if frame.ndim != 3 or frame.shape[-1] != 3 or frame.dtype != np.uint8:
+            raise ShapeError(
+                f"a frame of {self.path.name} must be uint8 [H,W,3], got {frame.dtype} "
+                f"{frame.shape}"
+            )
         H, W = frame.shape[:2]
-        if self._container is None:
+        if self._size is None:
             self._container = av.open(str(self._temporary), mode="w", format="mp4")
             rate = Fraction(self.fps).limit_denominator(1001)
             self._stream = self._container.add_stream("libx264", rate=rate)
             self._stream.width, self._stream.height = W + W % 2, H + H % 2
             self._stream.pix_fmt = "yuv420p"
             self._stream.options = {"crf": "20", "preset": "veryfast"}
+            self._size = (H, W)
+        if self._size != (H, W):
+            raise ShapeError(
+                f"a frame of {self.path.name} is {W}x{H}, the first was {self._size[1]}x"
+                f"{self._size[0]}: all frames of a video must have one size"
+            )
         padded = np.pad(frame, ((0, H % 2), (0, W % 2), (0, 0)), mode="edge")
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(padded), format="rgb24")
         for packet in self._stream.encode(picture):
             self._container.mux(packet)
 
-    def __exit__(self, kind: Any, value: Any, trace: Any) -> bool | None:
-        if self._container is not None:
-            try:
-                if kind is None:
-                    for packet in self._stream.encode():
-                        self._container.mux(packet)
-            finally:
+    def _close(self, kind: Any, value: Any, trace: Any) -> None:
+        """Flushes and closes the container; a file that is given up is closed without a word."""
+        if self._container is None:
+            if kind is None:
+                raise DataError(f"cannot write {self.path}: no frame was given")
+            return
+        try:
+            if kind is None:
+                for packet in self._stream.encode():
+                    self._container.mux(packet)
+        finally:
+            with contextlib.suppress(*((OSError,) if kind is not None else ())):
                 self._container.close()
-        elif kind is None:
-            kind = DataError
-            self._stack.__exit__(DataError, DataError("no frames"), None)
-            raise DataError(f"cannot write {self.path}: no frame was given")
+
+    def __exit__(self, kind: Any, value: Any, trace: Any) -> bool | None:
         return self._stack.__exit__(kind, value, trace)
