@@ -105,6 +105,12 @@ class Augment:
     independent: bool = False
 
     def __post_init__(self) -> None:
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise ConfigError(
+                f"data.size must be two positive numbers (height, width), got {tuple(self.size)}"
+            )
+        if not 0 <= self.flip <= 1:
+            raise ConfigError(f"data.augment.flip must be a probability, got {self.flip}")
         low, high = self.crop
         if not 0 < low <= high <= 1:
             raise ConfigError(
@@ -119,6 +125,10 @@ class Augment:
     def from_config(cls, data: Any) -> Augment:
         """From the `data` section of a configuration."""
         settings = data.augment
+        known = ("crop", "flip", "independent", "scale")
+        for name in settings:
+            if name not in known:
+                raise ConfigError(f"data.augment has no {name!r}: it has {', '.join(known)}")
         return cls(
             size=tuple(data.size),
             flip=float(settings.get("flip", 0.0)),
