@@ -227,7 +227,7 @@ def clip(
     return render(scene, times, cfg, outputs)
 
 
-@partial(jax.jit, static_argnums=(2, 3), static_argnames=("outputs",))
+@partial(jax.jit, static_argnames=("batch_size", "cfg", "outputs"))
 def batch(
     key: jax.Array,
     step: jax.Array | int,
