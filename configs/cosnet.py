@@ -191,7 +191,7 @@ def light(config: ConfigDict) -> None:
 
     config.predict.crf = ""
 
-    config.train.total_steps = 3000
+    config.train.total_steps = 2000
     config.train.checkpoint_every = 100
     config.train.log_every = 20
 
