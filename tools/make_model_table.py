@@ -23,7 +23,7 @@ BEGIN = "<!-- table:begin (tools/make_model_table.py) -->"
 END = "<!-- table:end -->"
 HEADER = (
     "| id | system | kind | flow? | causal? | params | GFLOP/frame | official weights | parity "
-    "| published DAVIS-16 J / F | tiny config learns |\n|---|---|---|---|---|---|---|---|---|---|---|"
+    "| published DAVIS-16 J / F | tiny config learns |\n" + "|---" * 11 + "|"
 )
 
 
