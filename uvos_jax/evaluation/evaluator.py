@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import uvos_jax
+from uvos_jax.data.sources.layouts import Dataset, SequenceFiles, find_dataset
 from uvos_jax.errors import ConfigError, DataError
 from uvos_jax.evaluation.datasets import DEFAULT_MEASURES
-from uvos_jax.evaluation.layouts import Dataset, SequenceFiles, find_dataset
 from uvos_jax.evaluation.protocols import PROTOCOLS, Protocol, Row
 from uvos_jax.evaluation.report import Report
 

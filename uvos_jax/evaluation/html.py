@@ -18,7 +18,7 @@ from uvos_jax.errors import DataError
 from uvos_jax.evaluation import masks
 
 if TYPE_CHECKING:
-    from uvos_jax.evaluation.layouts import SequenceFiles
+    from uvos_jax.data.sources.layouts import SequenceFiles
     from uvos_jax.evaluation.protocols import Row
     from uvos_jax.evaluation.report import Report
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from uvos_jax.data.sources.layouts import SequenceFiles
 from uvos_jax.data.video_io import atomic_write
 from uvos_jax.errors import DataError
-from uvos_jax.evaluation.layouts import SequenceFiles
 from uvos_jax.evaluation.protocols import Row
 
 

@@ -15,9 +15,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from uvos_jax.data.sources.layouts import SequenceFiles
 from uvos_jax.errors import ConfigError
 from uvos_jax.evaluation import masks
-from uvos_jax.evaluation.layouts import SequenceFiles
 
 
 @dataclasses.dataclass

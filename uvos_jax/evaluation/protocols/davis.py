@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from uvos_jax.data.sources.layouts import SequenceFiles
 from uvos_jax.errors import DataError
 from uvos_jax.evaluation import masks
-from uvos_jax.evaluation.layouts import SequenceFiles
 from uvos_jax.evaluation.protocols.base import Protocol, Row, binary_pairs, mean
 from uvos_jax.evaluation.splits import counts_for_stability
 from uvos_jax.metrics import bitmask, davis, proposals, temporal

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from uvos_jax.data.sources.layouts import SequenceFiles
 from uvos_jax.errors import DataError
-from uvos_jax.evaluation.layouts import SequenceFiles
 from uvos_jax.evaluation.protocols.base import Protocol, Row, mean
 from uvos_jax.metrics.flow import OUTLIER_PIXELS, OUTLIER_SHARE, flow_errors
 

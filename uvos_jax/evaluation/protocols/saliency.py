@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from uvos_jax.data.sources.layouts import SequenceFiles
 from uvos_jax.errors import DataError
 from uvos_jax.evaluation import masks
-from uvos_jax.evaluation.layouts import SequenceFiles
 from uvos_jax.evaluation.protocols.base import Protocol, Row
 from uvos_jax.metrics.saliency import SaliencyScores, saliency_scores
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from uvos_jax.evaluation.layouts import SequenceFiles
+from uvos_jax.data.sources.layouts import SequenceFiles
 from uvos_jax.evaluation.protocols.base import Protocol, Row, binary_pairs, mean
 from uvos_jax.metrics.sparse import averages, iou
 

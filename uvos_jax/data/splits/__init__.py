@@ -1,0 +1,1 @@
+"""Lists of sequences that a data set's own files do not always carry."""
