@@ -1,4 +1,4 @@
-"""Reading mask files made by any program, and the rules that turn their values into foreground.
+"""Reading mask files made by any program, and turning their values into foreground.
 
 Every failure is one `DataError` that names the file: nothing is resized, converted or skipped.
 """
@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from uvos_jax.data.sources.annotations import read_annotation
 from uvos_jax.errors import DataError
 
 #: Pillow modes with one value per pixel.
 _SINGLE_CHANNEL = {"1", "L", "P", "I", "I;16", "I;16B", "F"}
-#: 7-bit luma weights of ITU-R 601, in thousandths (as grey conversion of colour annotations).
-_LUMA = (299, 587, 114)
 
 
 def read_values(path: str | Path) -> tuple[np.ndarray, bool]:
@@ -109,35 +108,6 @@ def soft_result(path: Path) -> np.ndarray:
 def annotation(paths: tuple[Path, ...], rule: str) -> np.ndarray:
     """Foreground of an annotated frame, bool `[H,W]`; several files (one per object) are united.
 
-    Rules: `nonzero`; `above_128`; `fbms` (grey level above a tenth of full scale, two sequences
-    have their own level; in colour files white is background).
+    The rules are those of `uvos_jax.data.sources.annotations`.
     """
-    masks = [_one_annotation(path, rule) for path in paths]
-    for path, mask in zip(paths[1:], masks[1:], strict=True):
-        check_size(path, mask, masks[0].shape, paths[0])
-    return np.logical_or.reduce(masks)
-
-
-def _one_annotation(path: Path, rule: str) -> np.ndarray:
-    if rule == "fbms":
-        return _fbms_annotation(path)
-    values, _ = read_values(path)
-    if rule == "above_128":
-        return values > 128 if values.max(initial=0) > 1 else values > 0
-    return values > 0
-
-
-def _fbms_annotation(path: Path) -> np.ndarray:
-    """Levels of `fbms_data_utils.py@antonilo/unsupervised_detection`."""
-    try:
-        with Image.open(path) as image:
-            values = np.asarray(image.convert("RGB") if path.suffix == ".ppm" else image)
-    except (FileNotFoundError, UnidentifiedImageError, OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as an annotation ({error})") from error
-    if values.ndim == 3:
-        white = (values == 255).all(-1)
-        grey = values.astype(np.int64) @ np.array(_LUMA) / 1000.0
-        values = np.where(white, 0.0, grey)
-    level = {"marple7": 0.05, "marple2": 0.4}.get(path.parent.parent.name, 0.1)
-    full = 65535.0 if values.dtype == np.uint16 else 255.0
-    return values / full > level
+    return read_annotation(paths, rule) > 0

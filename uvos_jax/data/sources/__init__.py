@@ -20,6 +20,20 @@ SOURCES = {
     "davis": "uvos_jax.data.sources.davis:DavisSource",
     "folder": "uvos_jax.data.sources.folder:FolderSource",
     "image_mask": "uvos_jax.data.sources.image_mask:ImageMaskSource",
+    "davis16": "uvos_jax.data.sources.annotated:Davis16Source",
+    "davis17": "uvos_jax.data.sources.annotated:Davis17Source",
+    "youtube_objects": "uvos_jax.data.sources.annotated:YouTubeObjectsSource",
+    "fbms": "uvos_jax.data.sources.annotated:FbmsSource",
+    "segtrack": "uvos_jax.data.sources.annotated:SegTrackSource",
+    "visal": "uvos_jax.data.sources.annotated:ViSalSource",
+    "davsod": "uvos_jax.data.sources.annotated:DavsodSource",
+    "vsod": "uvos_jax.data.sources.annotated:VideoSaliencySource",
+    "youtube_vos": "uvos_jax.data.sources.annotated:YouTubeVosSource",
+    "flyingthings3d": "uvos_jax.data.sources.annotated:FlyingThings3DSource",
+    "msra10k": "uvos_jax.data.sources.annotated:Msra10kSource",
+    "duts": "uvos_jax.data.sources.annotated:DutsSource",
+    "dut_omron": "uvos_jax.data.sources.annotated:DutOmronSource",
+    "ecssd": "uvos_jax.data.sources.annotated:EcssdSource",
 }
 #: Fields of a configuration entry that belong to the pipeline, not to the source.
 PIPELINE_FIELDS = ("name", "group", "weight")

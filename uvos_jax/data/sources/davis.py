@@ -10,26 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
+from uvos_jax.data.sources.layouts import davis_names
 from uvos_jax.data.sources.video import Sequence, VideoSource, match_by_stem
 from uvos_jax.data.video_io import list_images
-from uvos_jax.errors import DataError
-
-#: DAVIS-2016 splits: sequence name -> number of frames (fperazzi/davis-2017, data/db_info.yaml).
-DAVIS16_VAL = {
-    "blackswan": 50, "bmx-trees": 80, "breakdance": 84, "camel": 90, "car-roundabout": 75,
-    "car-shadow": 40, "cows": 104, "dance-twirl": 90, "dog": 60, "drift-chicane": 52,
-    "drift-straight": 50, "goat": 90, "horsejump-high": 50, "kite-surf": 50, "libby": 49,
-    "motocross-jump": 40, "paragliding-launch": 80, "parkour": 100, "scooter-black": 43,
-    "soapbox": 99,
-}  # fmt: skip
-DAVIS16_TRAIN = {
-    "bear": 82, "bmx-bumps": 90, "boat": 75, "breakdance-flare": 71, "bus": 80, "car-turn": 80,
-    "dance-jump": 60, "dog-agility": 25, "drift-turn": 64, "elephant": 80, "flamingo": 80,
-    "hike": 80, "hockey": 75, "horsejump-low": 60, "kite-walk": 80, "lucia": 70,
-    "mallard-fly": 70, "mallard-water": 80, "motocross-bumps": 60, "motorbike": 43,
-    "paragliding": 70, "rhino": 90, "rollerblade": 35, "scooter-gray": 75, "soccerball": 48,
-    "stroller": 91, "surf": 55, "swing": 60, "tennis": 70, "train": 80,
-}  # fmt: skip
+from uvos_jax.errors import ConfigError, DataError
 
 
 class DavisLayout:
@@ -62,7 +46,11 @@ class DavisLayout:
                     f"no DAVIS data in {self.root}: {folder} is missing; expected "
                     f"JPEGImages/{resolution}, {annotations}/{resolution} and ImageSets there"
                 )
-        self.sequences = self._list()
+        try:
+            names, _ = davis_names(self.root, split, year=self.year, resolution=resolution)
+        except ConfigError as error:
+            raise DataError(f"DAVIS-{self.year}: {error}") from error
+        self.sequences = list(names)
         for name in self.sequences:
             for folder in (self.images / name, self.annotations / name):
                 if not folder.is_dir():
@@ -70,20 +58,6 @@ class DavisLayout:
                         f"DAVIS sequence {name!r} of split {split!r} is incomplete: {folder} is "
                         "missing"
                     )
-
-    def _list(self) -> list[str]:
-        sets = self.root / "ImageSets"
-        listed = sets / str(self.year) / f"{self.split}.txt"
-        if listed.is_file():
-            return listed.read_text().split()
-        archive = sets / "480p" / f"{self.split}.txt"
-        if self.year == 2016 and archive.is_file():
-            paths = [line.split()[0] for line in archive.read_text().splitlines() if line.strip()]
-            return list(dict.fromkeys(Path(p).parent.name for p in paths))
-        builtin = {"train": DAVIS16_TRAIN, "val": DAVIS16_VAL}
-        if self.year == 2016 and self.split in builtin:
-            return list(builtin[self.split])
-        raise DataError(f"DAVIS-{self.year} split {self.split!r} has no list: {listed} is missing")
 
     def frame_paths(self, name: str) -> list[Path]:
         """Frames of a sequence in order."""

@@ -10,14 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
+from uvos_jax.data.sources.annotations import above_128
+from uvos_jax.data.sources.layouts.images import IMAGE_FOLDERS, MASK_FOLDERS, pair_folders
 from uvos_jax.data.sources.video import Sequence, VideoSource, match_by_stem
-from uvos_jax.data.video_io import list_images
 from uvos_jax.errors import DataError
-
-IMAGE_FOLDERS = ("images", "image", "Images", "Image", "imgs", "img", "Imgs", "DUTS-TR-Image",
-                 "DUTS-TE-Image", "DUT-OMRON-image")  # fmt: skip
-MASK_FOLDERS = ("masks", "mask", "Masks", "Mask", "gt", "GT", "ground-truth", "DUTS-TR-Mask",
-                "DUTS-TE-Mask", "pixelwiseGT-new-PNG")  # fmt: skip
 
 
 class ImageMaskSource(VideoSource):
@@ -33,18 +29,7 @@ class ImageMaskSource(VideoSource):
         base = Path(root)
         if not base.is_dir():
             raise DataError(f"folder {base} does not exist")
-        names = (images,) if images else IMAGE_FOLDERS
-        image_folder = next((base / n for n in names if (base / n).is_dir()), base)
-        names = (masks,) if masks else MASK_FOLDERS
-        mask_folder = next((base / n for n in names if (base / n).is_dir()), base)
-        pictures = list_images(image_folder)
-        if image_folder == mask_folder:
-            pictures, labels = (
-                [p for p in pictures if p.suffix.lower() in (".jpg", ".jpeg")],
-                [p for p in pictures if p.suffix.lower() == ".png"],
-            )
-        else:
-            labels = list_images(mask_folder)
+        pictures, labels = pair_folders(base, images, masks)
         if not pictures:
             raise DataError(
                 f"no images in {base}: expected .jpg beside .png masks, or folders such as "
@@ -55,4 +40,4 @@ class ImageMaskSource(VideoSource):
         super().__init__(stills, clip_len=clip_len)
 
     def binarize(self, mask):
-        return (mask > 128).astype("uint8") if mask.max() > 1 else mask
+        return above_128(mask)

@@ -8,17 +8,27 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from uvos_jax.data.sources.annotations import read_annotation
+from uvos_jax.data.sources.pfm import read_pfm
 from uvos_jax.data.video_io import read_image, read_mask
 from uvos_jax.errors import ConfigError, DataError, ShapeError
 
 
 @dataclasses.dataclass(frozen=True)
 class Sequence:
-    """One video: frames and, for each, the path of its mask or None."""
+    """One video: frames and, for each, its mask or None.
+
+    Attributes:
+      masks: per frame a path, or several (one per object), or None.
+      rule: what the values of masks mean (`annotations.read_annotation`); "": ids as stored.
+      flow: per frame the flow to the next frame (PFM), or None; empty: the set has no flow.
+    """
 
     name: str
     frames: tuple[Path, ...]
-    masks: tuple[Path | None, ...]
+    masks: tuple[Path | tuple[Path, ...] | None, ...]
+    rule: str = ""
+    flow: tuple[Path | None, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.frames:
@@ -34,7 +44,8 @@ class VideoSource:
       sampling: `consecutive`, frames i, i+stride, ... (shortened at the end by mirroring back);
         `pair`, frame i and partners drawn from the same sequence (COSNet's training).
       binary: masks become 0/1 (255 stays void).
-      clips: `frames`, one index per frame; `sequences`, one index per sequence, whole.
+      clips: `frames`, one index per frame; `annotated`, one per frame that has a mask;
+        `sequences`, one index per sequence, whole.
     """
 
     ACCEPTS: ClassVar[frozenset[str]] = frozenset({"clip_len", "stride", "sampling"})
@@ -47,16 +58,30 @@ class VideoSource:
         stride: int = 1,
         sampling: Literal["consecutive", "pair"] = "consecutive",
         binary: bool = True,
-        clips: Literal["frames", "sequences"] = "frames",
+        clips: Literal["frames", "annotated", "sequences"] = "frames",
     ):
         if sampling not in ("consecutive", "pair"):
             raise ConfigError(f"sampling {sampling!r} is unknown: use 'consecutive' or 'pair'")
+        if clips not in ("frames", "annotated", "sequences"):
+            raise ConfigError(
+                f"clips {clips!r} is unknown: use 'frames', 'annotated' or 'sequences'"
+            )
         self.sequences, self.binary = sequences, binary
         self.clip_len, self.stride, self.sampling = clip_len, stride, sampling
         if clips == "sequences":
             self.index = [(s, None) for s in range(len(sequences))]
         else:
-            self.index = [(s, i) for s, q in enumerate(sequences) for i in range(len(q.frames))]
+            self.index = [
+                (s, i)
+                for s, q in enumerate(sequences)
+                for i, mask in enumerate(q.masks)
+                if clips == "frames" or mask is not None
+            ]
+        if not self.index:
+            raise DataError(
+                f"none of the {len(sequences)} sequences has an annotated frame: use "
+                "clips='frames' for frames without masks"
+            )
 
     def __len__(self) -> int:
         return len(self.index)
@@ -80,31 +105,42 @@ class VideoSource:
         sequence = self.sequences[s]
         chosen = self._frames_of(sequence, i, rng)
         frames = [read_image(sequence.frames[k]) for k in chosen]
-        masks, has_mask = [], []
-        for k, frame in zip(chosen, frames, strict=True):
-            path = sequence.masks[k]
-            has_mask.append(path is not None)
-            masks.append(
-                np.zeros(frame.shape[:2], np.uint8) if path is None else self._mask(path, frame, k)
-            )
         if len({f.shape for f in frames}) > 1:
             raise ShapeError(f"sequence {sequence.name!r}: its frames differ in size")
-        return {
+        masks = [self._mask(sequence, k, f) for k, f in zip(chosen, frames, strict=True)]
+        example = {
             "frames": np.stack(frames),
             "masks": np.stack(masks),
             "valid": np.ones(len(chosen), bool),
-            "has_mask": np.asarray(has_mask),
+            "has_mask": np.asarray([sequence.masks[k] is not None for k in chosen]),
             "example_id": np.int32(index),
         }
+        if sequence.flow:
+            example["flow"], example["flow_valid"] = self._flow(sequence, chosen, frames[0])
+        return example
 
-    def _mask(self, path: Path, frame: np.ndarray, k: int) -> np.ndarray:
-        mask = read_mask(path)
-        if mask.shape != frame.shape[:2]:
-            raise ShapeError(
-                f"mask {path} is {mask.shape[1]}x{mask.shape[0]}, its frame {frame.shape[1]}x"
-                f"{frame.shape[0]}: they must have one size"
-            )
+    def _mask(self, sequence: Sequence, k: int, frame: np.ndarray) -> np.ndarray:
+        """The mask of frame k in the frame's size; zeros where there is none."""
+        files = sequence.masks[k]
+        if files is None:
+            return np.zeros(frame.shape[:2], np.uint8)
+        paths = (files,) if isinstance(files, Path) else files
+        mask = read_annotation(paths, sequence.rule) if sequence.rule else read_mask(paths[0])
+        _check_size("mask", paths[0], mask, frame)
         return self.binarize(mask) if self.binary else mask
+
+    def _flow(self, sequence: Sequence, chosen: list[int], frame: np.ndarray):
+        """Flow to the next frame of the video, valid unless the clip goes on elsewhere."""
+        flow = np.zeros((len(chosen), *frame.shape[:2], 2), np.float32)
+        valid = np.zeros(len(chosen), bool)
+        for t, k in enumerate(chosen):
+            path = sequence.flow[k]
+            if path is None or (t + 1 < len(chosen) and chosen[t + 1] != k + 1):
+                continue
+            field = read_pfm(path)[..., :2]
+            _check_size("flow", path, field, frame)
+            flow[t], valid[t] = field, True
+        return flow, valid
 
     def binarize(self, mask: np.ndarray) -> np.ndarray:
         """Any object is foreground; in these annotations 255 is an object, not void."""
@@ -117,6 +153,14 @@ class VideoSource:
         """Sequence name and frame stems of an example (whole sequences only)."""
         sequence = self.sequences[self.index[index][0]]
         return sequence.name, [p.stem for p in sequence.frames]
+
+
+def _check_size(kind: str, path: Path, array: np.ndarray, frame: np.ndarray) -> None:
+    if array.shape[:2] != frame.shape[:2]:
+        raise ShapeError(
+            f"{kind} {path} is {array.shape[1]}x{array.shape[0]}, its frame {frame.shape[1]}x"
+            f"{frame.shape[0]}: they must have one size"
+        )
 
 
 def reflect(i: int, count: int) -> int:

@@ -140,7 +140,7 @@ def youtube_vos(root: Path, split: str | None, *_: str) -> Dataset | None:
     """`<split>/{JPEGImages,Annotations}/<video>` and `meta.json` with the list of videos."""
     base = root / (split or "train")
     if not (base / "Annotations").is_dir():
-        if split is not None or not (root / "Annotations").is_dir():
+        if split not in (None, root.name) or not (root / "Annotations").is_dir():
             return None
         base = root
     videos = [p for p in folders(base / "Annotations") if pngs(p)]
