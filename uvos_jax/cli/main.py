@@ -17,6 +17,7 @@ COMMANDS = {
     "predict": "masks for videos or folders of frames",
     "train": "train or resume a system",
     "eval": "score masks made by any program",
+    "data": "check copies of data sets, pack them for fast reading",
     "crf": "refine saved probability maps with a dense CRF",
     "convert": "official weights to ours",
     "export": "our weights to npz, safetensors or StableHLO",

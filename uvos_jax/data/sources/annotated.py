@@ -112,7 +112,8 @@ class DatasetSource(VideoSource):
 def missing_files(files: SequenceFiles, *, dense: bool) -> list[str]:
     """What one sequence lacks, a phrase for each thing; empty if it is complete."""
     if not files.images:
-        return [f"sequence {files.name!r} has no frames"]
+        where = f" in {files.frames_folder}" if files.frames_folder else ""
+        return [f"sequence {files.name!r} has no frames{where}"]
     problems = []
     for stem, paths in zip(files.frames, files.annotations, strict=True):
         if stem not in files.images:

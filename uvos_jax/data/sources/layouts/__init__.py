@@ -57,13 +57,13 @@ LAYOUTS: dict[str, tuple[tuple[str, Finder], ...]] = {
         _CLIPS,
         _BARE,
     ),
-    "youtube_vos": (("<root>/train/Annotations/<video>/*.png", youtube_vos),),
+    "youtube_vos": (("<root>/{train,valid}/Annotations/<video>/*.png", youtube_vos),),
     "msra10k": (_STILLS,),
-    "duts": (("<root>/DUTS-TR/{DUTS-TR-Image,DUTS-TR-Mask}", duts),),
+    "duts": (("<root>/DUTS-{TR,TE}/DUTS-{TR,TE}-{Image,Mask}", duts),),
     "dut_omron": (_STILLS,),
     "ecssd": (_STILLS,),
     "flyingthings3d": (
-        ("<root>/frames_{clean,final}pass/TRAIN/<group>/<scene>/left/*.png", flyingthings3d),
+        ("<root>/frames_{clean,final}pass/{TRAIN,TEST}/<group>/<scene>/left/*.png", flyingthings3d),
     ),
     "flow": (("<root>/<sequence>/*.flo", flow_folders),),
 }

@@ -22,6 +22,7 @@ class SequenceFiles:
       images: all video frames by stem, in order, where they are at hand.
       group: category of the video, for data sets that average over categories.
       flow: flow to the next frame by stem of the frame.
+      frames_folder: where `images` were looked for.
     """
 
     name: str
@@ -31,6 +32,7 @@ class SequenceFiles:
     images: dict[str, Path] = dataclasses.field(default_factory=dict, repr=False)
     group: str | None = None
     flow: dict[str, Path] = dataclasses.field(default_factory=dict, repr=False)
+    frames_folder: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +86,7 @@ def sequence(name: str, annotations: Iterable[Path], images: Path, **fields) -> 
         tuple(p.stem for p in annotations),
         tuple((p,) for p in annotations),
         images=image_table(images),
+        frames_folder=images,
         **fields,
     )
 

@@ -65,6 +65,7 @@ def flyingthings3d(
                 tuple(p.stem for p in marks),
                 tuple((p,) for p in marks),
                 images=image_table(scene / side),
+                frames_folder=scene / side,
                 flow={p.stem.split("_")[1]: p for p in sorted(files)},
             )
         )

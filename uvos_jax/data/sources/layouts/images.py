@@ -10,7 +10,7 @@ from pathlib import Path
 
 from uvos_jax.data.sources.layouts.base import Dataset, SequenceFiles, folders, no_split
 from uvos_jax.data.video_io import list_images
-from uvos_jax.errors import ConfigError
+from uvos_jax.errors import ConfigError, DataError
 
 IMAGE_FOLDERS = ("images", "image", "Images", "Image", "imgs", "img", "Imgs", "DUTS-TR-Image",
                  "DUTS-TE-Image", "DUT-OMRON-image")  # fmt: skip
@@ -52,6 +52,8 @@ def duts(root: Path, split: str | None, *_: str) -> Dataset | None:
         if (base / f"{name}-Image").is_dir():
             pictures, masks = pair_folders(base, f"{name}-Image", f"{name}-Mask")
             return _stills(pictures, masks, base, root)
+    if any((root / other).is_dir() for other in DUTS_FOLDERS.values()):
+        raise DataError(f"DUTS in {root} lacks the folder {name}/{name}-Image; unpack it there")
     return None
 
 

@@ -191,6 +191,8 @@ def fbms(root: Path, split: str | None, *_: str) -> Dataset | None:
     """`{Trainingset,Testset}/<sequence>/*.jpg` with `GroundTruth/*.pgm` of some frames."""
     base = root / _fbms_subset(split)
     if not base.is_dir():
+        if any((root / name).is_dir() for name in ("Testset", "Trainingset")):
+            raise DataError(f"FBMS-59 in {root} lacks the folder {base.name}; unpack it there")
         base = root
     videos = [p for p in folders(base) if (p / "GroundTruth").is_dir()]
     if not videos:
@@ -220,6 +222,7 @@ def _fbms_sequence(video: Path) -> SequenceFiles:
         tuple((numbered[n],) for n in order),
         rule="fbms",
         images={p.stem: p for p in images},
+        frames_folder=video,
     )
 
 
@@ -265,6 +268,7 @@ def segtrack(root: Path, split: str | None, *_: str) -> Dataset | None:
                 tuple(stems),
                 tuple(tuple(table[s] for table in tables) for s in stems),
                 images=image_table(root / "JPEGImages" / video.name),
+                frames_folder=root / "JPEGImages" / video.name,
             )
         )
     listed = root / "ImageSets" / "all.txt"
