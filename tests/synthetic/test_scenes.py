@@ -70,7 +70,16 @@ def test_motion_is_undone_exactly_on_every_kind_of_layer(records):
 
 
 def test_flow_carries_colours_to_the_next_frame(draw, render_all):
-    """Photometric effects are switched off: surfaces keep their colour."""
+    """Photometric effects are switched off: surfaces keep their colour.
+
+    Left out: edges inside textures, which sampling between pixels blurs.
+    """
+
+    def smooth(image):
+        size = (3, 3, 1)
+        span = ndimage.maximum_filter(image, size) - ndimage.minimum_filter(image, size)
+        return span.max(-1, keepdims=True) < 0.1
+
     off = {
         k: jnp.zeros(()) for k in ("noise", "fog", "low_resolution", "light_strength", "shutter")
     }
@@ -82,16 +91,14 @@ def test_flow_carries_colours_to_the_next_frame(draw, render_all):
         for t in range(CONFIG.frames - 1):
             keep = ~record["occ_fw"][t] & away_from_edges(record["depth"][t])
             there = away_from_edges(record["depth"][t + 1])[..., None].astype(float)
-            keep &= warp(there, record["flow_fw"][t])[..., 0] > 0.99
             now, later = record["video"][t], record["video"][t + 1]
+            there *= smooth(later)
+            keep &= (warp(there, record["flow_fw"][t]) * smooth(now))[..., 0] > 0.99
             with_flow.append(np.abs(warp(later, record["flow_fw"][t]) - now)[keep].mean())
             without.append(np.abs(later - now)[keep].mean())
     with_flow, without = np.asarray(with_flow), np.asarray(without)
-    assert with_flow.mean() < 0.0015  # sampling a texture twice costs about that much
-    # Where next to nothing moves there is nothing to explain.
-    seen = without > 0.009
-    assert seen.sum() >= 8
-    assert with_flow[seen].mean() < 0.1 * without[seen].mean()
+    assert with_flow.max() < 0.001
+    assert with_flow.mean() < 0.1 * without.mean()
 
 
 def test_forward_and_backward_flow_cancel_where_nothing_is_hidden(records):

@@ -104,9 +104,10 @@ class Report:
 
         console = console or Console()
         columns = self.columns
-        # Names and paths are shown as they are: rich would take "[dog]" for a style.
-        title = Text(f"{self.dataset}: {self.results}", style="bold")
-        table = Table(title=title, title_justify="left")
+        # Names and paths are shown as they are: rich would take "[dog]" for a style, and would
+        # break a path that a reader wants to copy.
+        console.print(Text(f"{self.dataset}: {self.results}", style="bold"), soft_wrap=True)
+        table = Table()
         table.add_column("sequence", overflow="fold")
         for column in columns:
             # A narrow screen folds a number, it never cuts one.
@@ -126,8 +127,8 @@ class Report:
         extra = {k: v for k, v in self.summary.items() if k not in columns}
         for name, value in extra.items():
             console.print(Text(f"{name.replace('_', ' ')}: {_cell(value)}"))
-        console.print(Text(f"Protocol: {self.protocol}"))
-        console.print(Text(f"Annotations: {self.root} ({self.layout})"))
+        console.print(Text(f"Protocol: {self.protocol}"), soft_wrap=True)
+        console.print(Text(f"Annotations: {self.root} ({self.layout})"), soft_wrap=True)
 
 
 def _cell(value: float | None, form: str = "{:.3f}", empty: str = "-") -> str:
