@@ -20,6 +20,7 @@ SOURCES = {
     "davis": "uvos_jax.data.sources.davis:DavisSource",
     "folder": "uvos_jax.data.sources.folder:FolderSource",
     "image_mask": "uvos_jax.data.sources.image_mask:ImageMaskSource",
+    "records": "uvos_jax.data.sources.records:RecordSource",
     "davis16": "uvos_jax.data.sources.annotated:Davis16Source",
     "davis17": "uvos_jax.data.sources.annotated:Davis17Source",
     "youtube_objects": "uvos_jax.data.sources.annotated:YouTubeObjectsSource",

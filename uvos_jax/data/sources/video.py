@@ -107,7 +107,7 @@ class VideoSource:
         frames = [read_image(sequence.frames[k]) for k in chosen]
         if len({f.shape for f in frames}) > 1:
             raise ShapeError(f"sequence {sequence.name!r}: its frames differ in size")
-        masks = [self._mask(sequence, k, f) for k, f in zip(chosen, frames, strict=True)]
+        masks = [self.mask_of(sequence, k, f) for k, f in zip(chosen, frames, strict=True)]
         example = {
             "frames": np.stack(frames),
             "masks": np.stack(masks),
@@ -116,10 +116,10 @@ class VideoSource:
             "example_id": np.int32(index),
         }
         if sequence.flow:
-            example["flow"], example["flow_valid"] = self._flow(sequence, chosen, frames[0])
+            example["flow"], example["flow_valid"] = self.flow_of(sequence, chosen, frames[0])
         return example
 
-    def _mask(self, sequence: Sequence, k: int, frame: np.ndarray) -> np.ndarray:
+    def mask_of(self, sequence: Sequence, k: int, frame: np.ndarray) -> np.ndarray:
         """The mask of frame k in the frame's size; zeros where there is none."""
         files = sequence.masks[k]
         if files is None:
@@ -129,7 +129,7 @@ class VideoSource:
         _check_size("mask", paths[0], mask, frame)
         return self.binarize(mask) if self.binary else mask
 
-    def _flow(self, sequence: Sequence, chosen: list[int], frame: np.ndarray):
+    def flow_of(self, sequence: Sequence, chosen: list[int], frame: np.ndarray):
         """Flow to the next frame of the video, valid unless the clip goes on elsewhere."""
         flow = np.zeros((len(chosen), *frame.shape[:2], 2), np.float32)
         valid = np.zeros(len(chosen), bool)
