@@ -106,7 +106,7 @@ class DatasetSource(VideoSource):
     def binarize(self, mask: np.ndarray) -> np.ndarray:
         """Objects become 1; void stays void where values are ids."""
         foreground = (mask > 0).astype(np.uint8)
-        return np.where(mask == VOID, VOID, foreground).astype(np.uint8) if self.IDS else foreground
+        return np.where(mask == VOID, np.uint8(VOID), foreground) if self.IDS else foreground
 
 
 def missing_files(files: SequenceFiles, *, dense: bool) -> list[str]:

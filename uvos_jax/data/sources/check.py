@@ -32,7 +32,8 @@ OFFICIAL_SEQUENCES = {
     ("dut_omron", None): 5168,
     ("ecssd", None): 1000,
 }  # fmt: skip
-_SHOWN = 4
+#: How many gaps a message names.
+_SHOWN, _NAMED = 4, 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +133,15 @@ def _problems(
     cls: type[DatasetSource], found: Dataset, split: str | None, *, partial: bool
 ) -> list[str]:
     """Everything that is missing, a phrase for each."""
-    problems = [f"sequence {name!r} of the split's list is missing" for name in found.absent]
+    problems = []
+    if found.absent:
+        names = ", ".join(found.absent[:_NAMED])
+        more = f" and {len(found.absent) - _NAMED} more" if len(found.absent) > _NAMED else ""
+        count = len(found.absent) + len(found.sequences)
+        problems.append(
+            f"{len(found.absent)} of the {count} sequences in the split's list are missing "
+            f"({names}{more})"
+        )
     for files in found.sequences:
         problems += missing_files(files, dense=cls.DENSE)
     if partial:

@@ -7,6 +7,7 @@ TensorFlow, and gives the same clips as the source it was made from.
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import threading
 from collections.abc import Sequence as Names
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from PIL import Image
 
 from uvos_jax.data.schema import VOID
 from uvos_jax.data.sources.video import VideoSource
@@ -102,7 +104,11 @@ class RecordSource(VideoSource):
             if self._reader is None:
                 import tensorflow_datasets as tfds
 
-                opened = tfds.builder_from_directory(self.folder).as_data_source(self.split)
+                # Images are decoded here, by Pillow: tfds takes OpenCV where it is installed.
+                skip = tfds.decode.SkipDecoding()
+                opened = tfds.builder_from_directory(self.folder).as_data_source(
+                    self.split, decoders={"frame": skip, "mask": skip}
+                )
                 if len(opened) != self.total:
                     raise DataError(
                         f"{self.folder} holds {len(opened)} records of {self.split!r}, its index "
@@ -120,9 +126,9 @@ class RecordSource(VideoSource):
         unique = sorted(set(numbers))
         read = dict(zip(unique, self.reader().__getitems__(unique), strict=True))
         records = [read[n] for n in numbers]
-        masks = np.stack([r["mask"][..., 0] for r in records])
+        masks = np.stack([_decoded(r["mask"]) for r in records])
         example = {
-            "frames": np.stack([r["frame"] for r in records]),
+            "frames": np.stack([_decoded(r["frame"]) for r in records]),
             "masks": self.binarize(masks) if self.binary else masks,
             "valid": np.ones(len(chosen), bool),
             "has_mask": np.asarray([bool(r["has_mask"]) for r in records]),
@@ -138,13 +144,19 @@ class RecordSource(VideoSource):
 
     def binarize(self, mask: np.ndarray) -> np.ndarray:
         """Objects become 1, void stays void."""
-        return np.where(mask == VOID, VOID, mask > 0).astype(np.uint8)
+        foreground = (mask > 0).astype(np.uint8)
+        return np.where(mask == VOID, np.uint8(VOID), foreground) if self.ids else foreground
 
     def names(self, index: int) -> tuple[str, list[str]]:
         """Sequence name and frame stems of an example (whole sequences only)."""
         sequence = self.sequences[self.index[index][0]]
         records = self.reader().__getitems__(list(sequence.frames))
         return sequence.name, [r["name"].decode() for r in records]
+
+
+def _decoded(image: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(image)) as opened:
+        return np.asarray(opened)
 
 
 def _version_folder(root: Path) -> Path:
