@@ -81,6 +81,9 @@ def test_davis_lists_of_the_2016_archive_and_the_built_in_ones_count(tmp_path):
     (root / "ImageSets/2016/train.txt").rename(root / "ImageSets/480p.txt")
     with pytest.raises(DataError, match=r"lacks the sequence 'bmx-bumps' \(29 of 30 of the split"):
         source("davis16", root)
+    assert len(source("davis16", root, sequences=("bear",))) == 3  # the others are not needed
+    with pytest.raises(DataError, match="lacks the sequence 'boat'"):
+        source("davis16", root, sequences=("bear", "boat"))
     (root / "ImageSets/480p").mkdir()
     (root / "ImageSets/480p/train.txt").write_text(
         "/JPEGImages/480p/bear/00000.jpg /Annotations/480p/bear/00000.png\n" * 2

@@ -70,11 +70,12 @@ class DatasetSource(VideoSource):
         options = {k: fields.pop(k) for k in self.OPTIONS if k in fields}
         split = split or (self.SPLITS[0] if self.SPLITS else None)
         found = find_dataset(self.DATASET, root, split=split, **options)
-        if found.absent:
+        absent = [n for n in found.absent if n in sequences or not sequences]
+        if absent:
             raise DataError(
-                f"{self.DATASET} in {root} lacks the sequence {found.absent[0]!r} "
-                f"({len(found.absent)} of {len(found.absent) + len(found.sequences)} of the split "
-                f"are missing): `uvos data check --dataset {self.DATASET} --root {root}` lists them"
+                f"{self.DATASET} in {root} lacks the sequence {absent[0]!r} ({len(absent)} of "
+                f"{len(absent) + len(found.sequences)} of the split are missing): `uvos data check "
+                f"--dataset {self.DATASET} --root {root}` lists them"
             )
         self.layout = found.layout
         files = _choose(found.sequences, sequences)
