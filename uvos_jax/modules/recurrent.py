@@ -129,6 +129,7 @@ def _input_conv(module: nn.Module, x: jax.Array, features: int, name: str, bias:
         kernel_dilation=(module.dilation,) * 2,
         use_bias=bias,
         dtype=module.dtype,
+        kernel_init=module.kernel_init,
         name=name,
     )(x.reshape(B * T, *x.shape[2:]))
     return y.reshape(B, T, *y.shape[1:]).astype(jnp.float32)
@@ -160,6 +161,7 @@ class ConvLSTM(nn.Module):
         cell state. The Caffe layer keeps the stale value; a batch that starts with zero states
         cannot tell the difference.
       peephole_init: initial value of peephole weights (Caffe's filler gives 1).
+      kernel_init: of both kernels.
       recurrent_implementation: see `recurrent_conv`.
       remat: recompute each step in the backward pass, so that memory grows only by the states.
       dtype: of the convolutions; gates and states are float32.
@@ -174,6 +176,7 @@ class ConvLSTM(nn.Module):
     forget_bias: float = 0.0
     reset_peephole: bool = False
     peephole_init: float = 0.0
+    kernel_init: Callable[..., jax.Array] = nn.initializers.lecun_normal()
     recurrent_implementation: Implementation = "auto"
     remat: bool = False
     dtype: Any = jnp.float32
@@ -202,8 +205,7 @@ class ConvLSTM(nn.Module):
         B, _, h, w, _ = x.shape
         F, k = self.features, self.kernel_size
         gates_x = _input_conv(self, x, 4 * F, "input", self.bias == "input")
-        init = nn.initializers.lecun_normal()
-        kernel = self.param("recurrent_kernel", init, (k, k, F, 4 * F), jnp.float32)
+        kernel = self.param("recurrent_kernel", self.kernel_init, (k, k, F, 4 * F), jnp.float32)
         kernel = jnp.asarray(kernel, self.dtype)
         if self.bias == "recurrent":
             gates_x = gates_x + self.param(
@@ -280,6 +282,7 @@ class ConvGRU(nn.Module):
     bias: bool = True
     keep: Literal["complement", "update"] = "complement"
     activation: Callable[[jax.Array], jax.Array] = jnp.tanh
+    kernel_init: Callable[..., jax.Array] = nn.initializers.lecun_normal()
     recurrent_implementation: Implementation = "auto"
     remat: bool = False
     dtype: Any = jnp.float32
@@ -301,9 +304,9 @@ class ConvGRU(nn.Module):
         B, _, h, w, _ = x.shape
         F, k = self.features, self.kernel_size
         gates_x = _input_conv(self, x, 3 * F, "input", self.bias)
-        init = nn.initializers.lecun_normal()
-        gate_kernel = self.param("gate_kernel", init, (k, k, F, 2 * F), jnp.float32)
-        candidate_kernel = self.param("candidate_kernel", init, (k, k, F, F), jnp.float32)
+        init, f32 = self.kernel_init, jnp.float32
+        gate_kernel = self.param("gate_kernel", init, (k, k, F, 2 * F), f32)
+        candidate_kernel = self.param("candidate_kernel", init, (k, k, F, F), f32)
         gate_kernel = jnp.asarray(gate_kernel, self.dtype)
         candidate_kernel = jnp.asarray(candidate_kernel, self.dtype)
         carry = self.initial_carry(B, (h, w)) if carry is None else carry
