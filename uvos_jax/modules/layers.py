@@ -108,3 +108,46 @@ class PReLU(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         weight = self.param("weight", nn.initializers.constant(self.init), (1,), jnp.float32)
         return jnp.where(x >= 0, x, jnp.asarray(weight, x.dtype) * x)
+
+
+class ConvTranspose(nn.Module):
+    """Transposed 2-D convolution: the gradient of a strided one, `(n - 1) s + k - 2 p` pixels out.
+
+    The kernel `[k,k,in,out]` is stored as PyTorch (`ConvTranspose2d`) and Caffe (`Deconvolution`)
+    store theirs `(in,out,k,k)`, so `convert.table.TRANSPOSED_CONV` is its layout.
+
+    Attributes:
+      features: output channels.
+      kernel_size: square kernel.
+      stride: of both axes.
+      padding: pixels cut from every side of the full result.
+    """
+
+    features: int
+    kernel_size: int = 4
+    stride: int = 2
+    padding: int = 1
+    use_bias: bool = False
+    dtype: Any = jnp.float32
+    kernel_init: Any = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
+        """Spreads `x` over a grid `stride` times finer; output in `dtype`."""
+        k, s = self.kernel_size, self.stride
+        shape = (k, k, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        x, kernel = jnp.asarray(x, self.dtype), jnp.asarray(kernel, self.dtype)
+        pad = k - 1 - self.padding
+        y = lax.conv_general_dilated(
+            x,
+            kernel[::-1, ::-1],
+            (1, 1),
+            [(pad, pad), (pad, pad)],
+            lhs_dilation=(s, s),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+            y = y + jnp.asarray(bias, self.dtype)
+        return y

@@ -1,0 +1,94 @@
+"""Name tables of FlowNetS and FlowNetC: PyTorch (`FlowNetPytorch`, `flownet2-pytorch`) and Caffe.
+
+A system with a FlowNet inside joins one of these to its own table, for example
+`flownets_caffe().renamed(ours="flow")`.
+"""
+
+from __future__ import annotations
+
+from uvos_jax.convert import caffe_names
+from uvos_jax.convert.table import (
+    TRANSPOSED_CONV,
+    Entry,
+    NameTable,
+    batch_norm,
+    conv,
+    joined,
+)
+
+_TOP = 6
+
+
+def _pytorch(convs: list[str], *, norm: bool, decoder_bias: bool, upsample_bias: bool) -> NameTable:
+    tables = []
+    for name in convs:
+        tables.append(conv(f"{name}.0", f"{name}/conv", bias=not norm))
+        if norm:
+            tables.append(batch_norm(f"{name}.1", f"{name}/bn"))
+    for level in range(_TOP - 1, 1, -1):
+        tables.append(
+            conv(f"deconv{level}.0", f"decoder/deconv{level}", bias=decoder_bias,
+                 layout=TRANSPOSED_CONV)
+        )  # fmt: skip
+        tables.append(
+            conv(f"upsampled_flow{level + 1}_to_{level}", f"decoder/upsample_flow{level + 1}",
+                 bias=upsample_bias, layout=TRANSPOSED_CONV)
+        )  # fmt: skip
+    for level in range(_TOP, 1, -1):
+        name = f"predict_flow{level}"
+        tables.append(conv(name, f"decoder/{name}", bias=decoder_bias))
+    return joined(tables)
+
+
+_HEAD = ["conv1", "conv2", "conv3"]
+_TAIL = ["conv3_1", "conv4", "conv4_1", "conv5", "conv5_1", "conv6", "conv6_1"]
+
+
+def flownets(
+    *, norm: bool = False, decoder_bias: bool = False, upsample_bias: bool = False
+) -> NameTable:
+    """`conv1.0.weight`, ..., `predict_flow2.weight` of a full-size `FlowNetS` of equal options."""
+    return _pytorch(
+        _HEAD + _TAIL, norm=norm, decoder_bias=decoder_bias, upsample_bias=upsample_bias
+    )
+
+
+def flownetc(
+    *, norm: bool = False, decoder_bias: bool = False, upsample_bias: bool = False
+) -> NameTable:
+    """The same of a full-size `FlowNetC`."""
+    return _pytorch(
+        [*_HEAD, "conv_redir", *_TAIL],
+        norm=norm,
+        decoder_bias=decoder_bias,
+        upsample_bias=upsample_bias,
+    )
+
+
+def flownets_caffe(first: str = "conv1") -> NameTable:
+    """Blobs `conv1:0`, ..., `Convolution5:1` of the Caffe FlowNetS, with biases everywhere.
+
+    Args:
+      first: name of the first layer; SegFlow calls it `conv1_flowS`.
+    """
+    tables = [caffe_names.conv(first, "conv1/conv", bias=True)]
+    tables += [caffe_names.conv(name, f"{name}/conv", bias=True) for name in [*_HEAD[1:], *_TAIL]]
+
+    def deconvolution(name: str, path: str) -> NameTable:
+        return NameTable(
+            (
+                Entry((f"{name}:0",), (f"params/decoder/{path}/kernel",), TRANSPOSED_CONV),
+                Entry((f"{name}:1",), (f"params/decoder/{path}/bias",)),
+            )
+        )
+
+    for index, level in enumerate(range(_TOP, 1, -1), start=1):
+        tables.append(
+            caffe_names.conv(f"Convolution{index}", f"decoder/predict_flow{level}", bias=True)
+        )
+        if level > 2:
+            tables.append(deconvolution(f"deconv{level - 1}", f"deconv{level - 1}"))
+            tables.append(
+                deconvolution(f"upsample_flow{level}to{level - 1}", f"upsample_flow{level}")
+            )
+    return joined(tables)
