@@ -61,6 +61,13 @@ def test_the_cosine_schedule_ends_at_its_end_factor():
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+def test_a_schedule_runs_on_through_the_stages_of_a_run():
+    whole = rates(range(10), 10, name="poly", boundaries=(6,), factors=(0.5,))
+    settings = {"name": "poly", "boundaries": (6,), "factors": (0.5,), "total_steps": 10}
+    found = rates(range(4), 4, **settings), rates(range(6), 6, **settings, start_step=4)
+    np.testing.assert_allclose(np.concatenate(found), whole, rtol=1e-6)
+
+
 def test_warm_up_rises_in_equal_steps_and_the_first_is_not_zero():
     found = rates(range(6), 10, name="constant", warmup_steps=4)
     np.testing.assert_allclose(found, [0.5, 1.0, 1.5, 2.0, 2.0, 2.0], rtol=1e-6)

@@ -26,12 +26,17 @@ def make_schedule(optim: Any, total_steps: int) -> Schedule:
     rate is multiplied by `factors[i]` from step `boundaries[i]` on. A `factors`/`boundaries` pair
     applies to every kind. Over the first `warmup_steps` W the rate rises as `lr (t + 1) / W`.
 
+    A schedule that runs through several stages names its length and where a stage enters it:
+    `schedule.total_steps` (0: the stage's own length) and `schedule.start_step`.
+
     Raises:
       ConfigError: unknown name, `step` without boundaries, or not one factor per boundary.
     """
     settings = optim.schedule
     name, lr, end = settings.name, float(optim.lr), float(settings.get("end_factor", 0.0))
     warmup = int(settings.get("warmup_steps", 0))
+    total_steps = int(settings.get("total_steps", 0)) or total_steps
+    start = int(settings.get("start_step", 0))
     steps = max(total_steps - warmup, 1)
     if name in ("constant", "step"):
         main = optax.constant_schedule(lr)
@@ -50,6 +55,7 @@ def make_schedule(optim: Any, total_steps: int) -> Schedule:
         )
 
     def schedule(step: jax.Array | int) -> jax.Array:
+        step = step + start
         value = jnp.asarray(main(jnp.maximum(step - warmup, 0)), jnp.float32)
         for boundary, factor in zip(boundaries, factors, strict=True):
             value = jnp.where(step >= boundary, value * factor, value)
