@@ -57,6 +57,37 @@ def test_pairs_stay_in_their_sequence_and_depend_on_the_generator_alone(tmp_path
     assert len(partners) > 2
 
 
+def test_reference_clips_hold_the_first_and_the_previous_frame(tmp_path):
+    made = folder(clips(tmp_path), clip_len=3, sampling="reference")
+    assert [levels(made[i]) for i in (4, 5, 7)] == [[10, 10, 10], [10, 10, 11], [10, 12, 13]]
+    with pytest.raises(ConfigError, match="'reference' makes clips of 3 frames, not 2"):
+        folder(tmp_path, clip_len=2, sampling="reference")
+
+
+def test_segment_clips_are_a_short_run_and_one_frame_of_every_part(tmp_path):
+    made = folder(clips(tmp_path), clip_len=5, sampling="segments", clips="sequences")
+    assert len(made) == 2
+    starts = set()
+    for seed in range(20):
+        a, b, c, first, second = levels(made.sample(1, np.random.default_rng(seed)))
+        assert (b, c) == (a + 1, a + 2)
+        assert first in (10, 11)
+        assert second in (12, 13)
+        starts.add(a)
+    assert starts == {10, 11}
+    with pytest.raises(ConfigError, match="needs clips of 4 frames or more, not 3"):
+        folder(tmp_path, clip_len=3, sampling="segments")
+
+
+def test_videos_without_masks_need_no_folder_of_masks(tmp_path):
+    made = folder(clips(tmp_path), masks="", clip_len=2)
+    example = made[0]
+    validate_example(example)
+    assert not example["has_mask"].any()
+    inside = folder(tmp_path / "a", frames="", masks="", sequences=("frames",))
+    assert levels(inside[2]) == [2]
+
+
 def test_ids_are_kept_on_request(tmp_path):
     root = clips(tmp_path)
     assert folder(root)[1]["masks"].max() == 1

@@ -16,6 +16,8 @@ class FolderSource(VideoSource):
     Args:
       root: holds one folder per sequence with `frames` and `masks` inside.
       sequences: names to use; all by default.
+      frames, masks: names of the folders inside; `frames=""` if the frames lie directly in the
+        sequence's folder, `masks=""` for videos without any masks.
       sparse: allow frames without mask (flagged by `has_mask`).
 
     Raises:
@@ -43,10 +45,13 @@ class FolderSource(VideoSource):
             )
         found = []
         for name in names:
-            for folder in (base / name / frames, base / name / masks):
+            for folder in (base / name / frames, base / name / (masks or frames)):
                 if not folder.is_dir():
                     raise DataError(f"sequence {name!r} is incomplete: {folder} is missing")
             images = list_images(base / name / frames)
-            labels = match_by_stem(images, list_images(base / name / masks), name, sparse=sparse)
+            labels: tuple[Path | None, ...] = (None,) * len(images)
+            if masks:
+                files = list_images(base / name / masks)
+                labels = match_by_stem(images, files, name, sparse=sparse)
             found.append(Sequence(name, tuple(images), labels))
         super().__init__(found, **clips)

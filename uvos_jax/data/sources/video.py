@@ -14,6 +14,9 @@ from uvos_jax.data.video_io import read_image, read_mask
 from uvos_jax.errors import ConfigError, DataError, ShapeError
 
 
+SAMPLINGS = ("consecutive", "pair", "reference", "segments")
+
+
 @dataclasses.dataclass(frozen=True)
 class Sequence:
     """One video: frames and, for each, its mask or None.
@@ -42,7 +45,11 @@ class VideoSource:
       clip_len: frames per clip.
       stride: frames between them, for `sampling="consecutive"`.
       sampling: `consecutive`, frames i, i+stride, ... (shortened at the end by mirroring back);
-        `pair`, frame i and partners drawn from the same sequence (COSNet's training).
+        `pair`, frame i and partners drawn from the same sequence (COSNet's training);
+        `reference`, the sequence's first frame, the one before frame i (i itself if it is the
+        first) and frame i (F2Net's training, clips of 3); `segments`, three consecutive frames at
+        a random place, then one frame from each of the `clip_len - 3` equal parts of the sequence
+        (MuG's training), whatever i is.
       binary: masks become 0/1 (255 stays void).
       clips: `frames`, one index per frame; `annotated`, one per frame that has a mask;
         `sequences`, one index per sequence, whole.
@@ -56,12 +63,18 @@ class VideoSource:
         *,
         clip_len: int = 1,
         stride: int = 1,
-        sampling: Literal["consecutive", "pair"] = "consecutive",
+        sampling: Literal["consecutive", "pair", "reference", "segments"] = "consecutive",
         binary: bool = True,
         clips: Literal["frames", "annotated", "sequences"] = "frames",
     ):
-        if sampling not in ("consecutive", "pair"):
-            raise ConfigError(f"sampling {sampling!r} is unknown: use 'consecutive' or 'pair'")
+        if sampling not in SAMPLINGS:
+            raise ConfigError(f"sampling {sampling!r} is unknown: use one of {SAMPLINGS}")
+        if sampling == "reference" and clip_len != 3:
+            raise ConfigError(f"sampling 'reference' makes clips of 3 frames, not {clip_len}")
+        if sampling == "segments" and clip_len < 4:
+            raise ConfigError(
+                f"sampling 'segments' needs clips of 4 frames or more, not {clip_len}"
+            )
         if clips not in ("frames", "annotated", "sequences"):
             raise ConfigError(
                 f"clips {clips!r} is unknown: use 'frames', 'annotated' or 'sequences'"
@@ -88,8 +101,15 @@ class VideoSource:
 
     def _frames_of(self, sequence: Sequence, i: int | None, rng: np.random.Generator) -> list[int]:
         count = len(sequence.frames)
+        if self.sampling == "segments":
+            start = int(rng.integers(max(count - 2, 1)))
+            parts = np.linspace(0, count, self.clip_len - 2)
+            drawn = rng.uniform(parts[:-1], parts[1:]).astype(int)
+            return [reflect(start + k, count) for k in range(3)] + [int(k) for k in drawn]
         if i is None:
             return list(range(count))
+        if self.sampling == "reference":
+            return [0, max(i - 1, 0), i]
         if self.sampling == "pair":
             partners = []
             for _ in range(self.clip_len - 1):
