@@ -195,3 +195,17 @@ def test_channel_weights_lie_between_zero_and_one_and_ignore_order(pair):
     assert weights.shape == (2, 8)
     assert np.all((weights > 0) & (weights < 1))
     np.testing.assert_allclose(block.apply(variables, pair["a"][:, ::-1]), weights, atol=1e-6)
+
+
+@pytest.mark.parametrize("implementation", attention.IMPLEMENTATIONS)
+def test_unnormalized_attention_sums_activated_affinities(implementation):
+    rng = np.random.default_rng(3)
+    q, k = (rng.standard_normal((2, n, 4)).astype(np.float32) for n in (7, 9))
+    v = rng.standard_normal((2, 9, 5)).astype(np.float32)
+    got = attention.attend_unnormalized(q, k, v, implementation=implementation, block_size=3)
+    expected = np.zeros((2, 7, 5))
+    for b in range(2):
+        for i in range(7):
+            for j in range(9):
+                expected[b, i] += np.tanh(np.dot(q[b, i], k[b, j])) * v[b, j]
+    np.testing.assert_allclose(got, expected, atol=1e-5)

@@ -4,13 +4,17 @@ COSNet (Lu et al., CVPR 2019, section 3.1) compares every position of frame a wi
 of frame b by a bilinear affinity, `A[i,j] = (M v_a[i]) . v_b[j]`, and re-expresses each frame as
 attention-weighted sums of the other frame's features. There is no `1/sqrt(C)`.
 
-Two implementations give the same numbers up to rounding: `dense` keeps the whole affinity (52 MB
+The implementations give the same numbers up to rounding: `dense` keeps the whole affinity (52 MB
 per pair at 60x60 in float32), `blockwise` works through blocks of query rows with the exact
 softmax over each full row and recomputes a block when it is differentiated, so that at no time
-more than `block_size` rows exist. All softmaxes run in float32.
+more than `block_size` rows exist; `fused` hands bfloat16 on an NVIDIA GPU to cuDNN's attention
+kernel (`jax.nn.dot_product_attention`) and is `blockwise` wherever that kernel does not apply
+(`fused_applies`). All softmaxes run in float32.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +24,7 @@ from jaxtyping import Array, Bool, Float
 from uvos_jax.errors import ConfigError
 from uvos_jax.modules.layers import Conv
 
-IMPLEMENTATIONS = ("dense", "blockwise")
+IMPLEMENTATIONS = ("dense", "blockwise", "fused")
 
 #: Stands for minus infinity; finite, so that a row without any valid key gives no NaN.
 _MASKED = -1e30
@@ -38,57 +42,122 @@ def check_implementation(implementation: str) -> str:
 # ----- affinity, softmax, read-out ----------------------------------------------------------
 
 
-def affinity(queries: Float[Array, "B n C"], keys: Float[Array, "B m C"]) -> Float[Array, "B n m"]:
+def affinity(
+    queries: Float[Array, "*B n C"], keys: Float[Array, "*B m C"]
+) -> Float[Array, "*B n m"]:
     """All dot products, accumulated and returned in float32."""
-    return jnp.einsum("bnc,bmc->bnm", queries, keys, preferred_element_type=jnp.float32)
+    return jnp.einsum("...nc,...mc->...nm", queries, keys, preferred_element_type=jnp.float32)
 
 
 def _read_out(scores: jax.Array, values: jax.Array, valid: jax.Array | None) -> jax.Array:
     """softmax(scores) @ values over the last axis of `scores`, leaving out invalid columns."""
     if valid is not None:
-        scores = jnp.where(valid[:, None, :], scores, _MASKED)
+        scores = jnp.where(valid[..., None, :], scores, _MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    summary = jnp.einsum("bnm,bmd->bnd", weights, values, preferred_element_type=jnp.float32)
+    summary = jnp.einsum("...nm,...md->...nd", weights, values, preferred_element_type=jnp.float32)
     return summary.astype(values.dtype)
 
 
 def _in_blocks(function, rows: jax.Array, block_size: int) -> jax.Array:
-    """Applies `function: [B,block,C] -> [B,block,...]` to blocks of axis 1, one at a time.
+    """Applies `function: [*B,block,C] -> [*B,block,...]` to blocks of rows `[*B,n,C]`, in turn.
 
     The blocks have equal size (the rows are padded with zeros and the padding is cut off again);
     each is recomputed in the backward pass instead of being stored.
     """
-    B, n, C = rows.shape
+    *B, n, C = rows.shape
+    axis = len(B)
     blocks = -(-n // block_size)
     block = -(-n // blocks)
-    padded = jnp.pad(rows, ((0, 0), (0, blocks * block - n), (0, 0)))
-    stacked = padded.reshape(B, blocks, block, C).swapaxes(0, 1)
+    padded = jnp.pad(rows, ((0, 0),) * axis + ((0, blocks * block - n), (0, 0)))
+    stacked = jnp.moveaxis(padded.reshape(*B, blocks, block, C), axis, 0)
     done = jax.lax.map(jax.checkpoint(function, prevent_cse=False), stacked)
-    joined = done.swapaxes(0, 1)
-    return joined.reshape(B, blocks * block, *joined.shape[3:])[:, :n]
+    joined = jnp.moveaxis(done, 0, axis)
+    joined = joined.reshape(*B, blocks * block, *joined.shape[axis + 2 :])
+    return jax.lax.slice_in_dim(joined, 0, n, axis=axis)
+
+
+def fused_applies(
+    queries: jax.Array, keys: jax.Array, values: jax.Array, valid: jax.Array | None = None
+) -> bool:
+    """Whether cuDNN's kernel can stand in: half precision on an NVIDIA GPU, up to 128 channels
+    (256 from Hopper on), as many in queries, keys and values, no columns to leave out.
+
+    Decided when the program is traced, for the default backend.
+    """
+    if valid is not None or jax.default_backend() != "gpu":
+        return False
+    device = jax.devices()[0]
+    try:
+        capability = float(getattr(device, "compute_capability", "0"))
+    except ValueError:
+        return False
+    half = all(x.dtype in (jnp.bfloat16, jnp.float16) for x in (queries, keys, values))
+    C, D = queries.shape[-1], values.shape[-1]
+    limit = 256 if capability >= 9.0 else 128
+    return half and capability >= 8.0 and C == D and C % 8 == 0 and limit >= C
+
+
+def _fused(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
+    """cuDNN's kernel with one head and without `1/sqrt(C)`."""
+
+    def one_head(x: jax.Array) -> jax.Array:
+        return x.reshape(-1, x.shape[-2], 1, x.shape[-1])
+
+    summary = jax.nn.dot_product_attention(
+        one_head(queries), one_head(keys), one_head(values), scale=1.0, implementation="cudnn"
+    )
+    return summary.reshape(*queries.shape[:-1], values.shape[-1])
 
 
 def attend(
-    queries: Float[Array, "B n C"],
-    keys: Float[Array, "B m C"],
-    values: Float[Array, "B m D"],
+    queries: Float[Array, "*B n C"],
+    keys: Float[Array, "*B m C"],
+    values: Float[Array, "*B m D"],
     *,
-    valid: Bool[Array, "B m"] | None = None,
+    valid: Bool[Array, "*B m"] | None = None,
     implementation: str = "dense",
     block_size: int = 512,
-) -> Float[Array, "B n D"]:
+) -> Float[Array, "*B n D"]:
     """`softmax_j(q_i . k_j) v_j`: each query position becomes a convex mix of the values.
 
     Args:
       valid: columns that take part; None for all.
-      implementation: `dense` or `blockwise`.
-      block_size: most query rows of the affinity that exist at once (blockwise only).
+      implementation: one of `IMPLEMENTATIONS`.
+      block_size: most query rows of the affinity that exist at once (not for `dense`).
     """
+    if implementation == "fused" and fused_applies(queries, keys, values, valid):
+        return _fused(queries, keys, values)
     if check_implementation(implementation) == "dense":
         return _read_out(affinity(queries, keys), values, valid)
     return _in_blocks(
         lambda rows: _read_out(affinity(rows, keys), values, valid), queries, block_size
     )
+
+
+def attend_unnormalized(
+    queries: Float[Array, "B n C"],
+    keys: Float[Array, "B m C"],
+    values: Float[Array, "B m D"],
+    *,
+    activation: Callable[[jax.Array], jax.Array] = jnp.tanh,
+    implementation: str = "dense",
+    block_size: int = 512,
+) -> Float[Array, "B n D"]:
+    """`sum_j f(q_i . k_j) v_j` with weights that need not sum to 1 (MATNet: f = tanh).
+
+    Args:
+      activation: f, elementwise on the float32 affinity.
+      implementation, block_size: as in `attend`.
+    """
+
+    def rows_of(rows: jax.Array) -> jax.Array:
+        weights = activation(affinity(rows, keys)).astype(values.dtype)
+        total = jnp.einsum("bnm,bmd->bnd", weights, values, preferred_element_type=jnp.float32)
+        return total.astype(values.dtype)
+
+    if check_implementation(implementation) == "dense":
+        return rows_of(queries)
+    return _in_blocks(rows_of, queries, block_size)
 
 
 def co_attention(
