@@ -40,6 +40,29 @@ def batch_norm(name: str, path: str) -> NameTable:
     )
 
 
+def _divided(mean: np.ndarray, var: np.ndarray, factor: np.ndarray) -> tuple:
+    factor = float(np.reshape(factor, -1)[0])
+    scale = 0.0 if factor == 0 else 1.0 / factor
+    return mean.reshape(-1) * np.float32(scale), var.reshape(-1) * np.float32(scale)
+
+
+#: A BatchNorm layer keeps sums and the factor to divide them by; going back, the factor is 1.
+STATISTICS = Layout(
+    "C, C, 1 to C, C", _divided, lambda mean, var: (mean, var, np.ones(1, np.float32))
+)
+
+
+def batch_norm_scale(norm: str, scale: str, path: str) -> NameTable:
+    """A BatchNorm layer (mean, variance, factor) and the Scale layer (slope, bias) behind it."""
+    statistics = Entry(
+        tuple(f"{norm}:{i}" for i in range(3)),
+        (f"batch_stats/{path}/mean", f"batch_stats/{path}/var"),
+        STATISTICS,
+    )
+    slope = Entry((f"{scale}:0",), (f"params/{path}/scale",))
+    return NameTable((statistics, slope, Entry((f"{scale}:1",), (f"params/{path}/bias",))))
+
+
 def conv_lstm(name: str, path: str) -> NameTable:
     """A ConvLSTM layer: input kernel, recurrent kernel and bias, peepholes i, f, o of `(h, w)`.
 
@@ -76,4 +99,35 @@ def psp_resnet(block_counts: Sequence[int] = BLOCKS[50]) -> NameTable:
             if block == 0:
                 tables.append(conv(f"{official}_1x1_proj", f"{ours}/downsample_0"))
                 tables.append(batch_norm(f"{official}_1x1_proj/bn", f"{ours}/downsample_1"))
+    return joined(tables)
+
+
+def resnet(block_counts: Sequence[int] = BLOCKS[101], suffix: str = "") -> NameTable:
+    """`conv1`, `bn_conv1`, `scale_conv1`, `res2a_branch1`, ..., `res5c_branch2c` (He et al. 2016).
+
+    Args:
+      suffix: behind every layer's name, `_motion` in FusionSeg.
+    """
+    tables = [
+        conv(f"conv1{suffix}", "conv1"),
+        batch_norm_scale(f"bn_conv1{suffix}", f"scale_conv1{suffix}", "bn1"),
+    ]
+
+    def conv_bn(name: str, conv_path: str, bn_path: str) -> NameTable:
+        return conv(f"res{name}{suffix}", conv_path) + batch_norm_scale(
+            f"bn{name}{suffix}", f"scale{name}{suffix}", bn_path
+        )
+
+    for stage, count in enumerate(block_counts, start=1):
+        for block in range(count):
+            # short stages count blocks with letters, long ones as a, b1, b2, ...
+            letter = "abc"[block] if count <= 3 else f"b{block}" if block else "a"
+            official, ours = f"{stage + 1}{letter}", f"layer{stage}_{block}"
+            for i, part in enumerate("abc", start=1):
+                tables.append(
+                    conv_bn(f"{official}_branch2{part}", f"{ours}/conv{i}", f"{ours}/bn{i}")
+                )
+            if block == 0:
+                shortcut = (f"{ours}/downsample_0", f"{ours}/downsample_1")
+                tables.append(conv_bn(f"{official}_branch1", *shortcut))
     return joined(tables)

@@ -78,6 +78,7 @@ class ResNet(nn.Module):
         (torchvision keeps the previous stage's dilation there).
       stem: channels of the 7x7 stride-2 convolution; None takes `widths[0]`.
       ceil_pool: round the size of the 3x3 stride-2 max pool up (COSNet family, Caffe).
+      pool_padding: pixels on every side of that pool; SegFlow has none.
       remat: recompute blocks in the backward pass.
     """
 
@@ -89,6 +90,7 @@ class ResNet(nn.Module):
     stride_on: Literal["conv1", "conv2"] = "conv1"
     stem: int | None = None
     ceil_pool: bool = True
+    pool_padding: int = 1
     freeze_bn: bool = False
     remat: bool = False
     dtype: Any = jnp.float32
@@ -100,7 +102,7 @@ class ResNet(nn.Module):
         """Feature maps `(stem, layer1, layer2, layer3, layer4)`, stem after pooling."""
         x = Conv(self.stem or self.widths[0], 7, stride=2, dtype=self.dtype, name="conv1")(x)
         x = batch_norm(train=train, freeze=self.freeze_bn, dtype=self.dtype, name="bn1")(x)
-        x = max_pool(nn.relu(x), 3, 2, 1, ceil_mode=self.ceil_pool)
+        x = max_pool(nn.relu(x), 3, 2, self.pool_padding, ceil_mode=self.ceil_pool)
         features = [x]
         block = nn.remat(Bottleneck, static_argnums=(2,)) if self.remat else Bottleneck
         first = self.first_dilations or self.dilations
