@@ -13,7 +13,6 @@ from uvos_jax.data.sources.pfm import read_pfm
 from uvos_jax.data.video_io import read_image, read_mask
 from uvos_jax.errors import ConfigError, DataError, ShapeError
 
-
 SAMPLINGS = ("consecutive", "pair", "reference", "segments")
 
 
