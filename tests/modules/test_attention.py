@@ -202,7 +202,8 @@ def test_unnormalized_attention_sums_activated_affinities(implementation):
     rng = np.random.default_rng(3)
     q, k = (rng.standard_normal((2, n, 4)).astype(np.float32) for n in (7, 9))
     v = rng.standard_normal((2, 9, 5)).astype(np.float32)
-    got = attention.attend_unnormalized(q, k, v, implementation=implementation, block_size=3)
+    arrays = (jnp.asarray(x) for x in (q, k, v))
+    got = attention.attend_unnormalized(*arrays, implementation=implementation, block_size=3)
     expected = np.zeros((2, 7, 5))
     for b in range(2):
         for i in range(7):

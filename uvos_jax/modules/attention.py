@@ -139,7 +139,7 @@ def attend_unnormalized(
     keys: Float[Array, "B m C"],
     values: Float[Array, "B m D"],
     *,
-    activation: Callable[[jax.Array], jax.Array] = jnp.tanh,
+    activation: Callable = jnp.tanh,
     implementation: str = "dense",
     block_size: int = 512,
 ) -> Float[Array, "B n D"]:
@@ -147,7 +147,7 @@ def attend_unnormalized(
 
     Args:
       activation: f, elementwise on the float32 affinity.
-      implementation, block_size: as in `attend`.
+      implementation, block_size: as in `attend`; anything but `dense` works in blocks.
     """
 
     def rows_of(rows: jax.Array) -> jax.Array:
