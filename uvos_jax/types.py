@@ -143,6 +143,27 @@ class Stage:
 
 
 @dataclasses.dataclass(frozen=True)
+class Adaptation:
+    """How a system adapts to a video while it predicts (see `uvos_jax.predict.adapt`).
+
+    Attributes:
+      part: top-level name of the parameters that move; the rest stays as trained.
+      steps: optimiser steps each time the video teaches.
+      lr: of Adam, whose moments start anew with every video.
+      frames: how many first frames teach.
+      interval: teach again at every frame whose index is a multiple of it; 0: at the start only.
+      requires: batch keys beyond `frames` that teaching reads (for example `flow`).
+    """
+
+    part: str
+    steps: int
+    lr: float
+    frames: int = 1
+    interval: int = 0
+    requires: frozenset[str] = frozenset()
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelCard:
     """Facts for the table of systems; numbers are those of the publication.
 

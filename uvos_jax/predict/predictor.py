@@ -8,6 +8,7 @@ runs a few frames ahead in a thread, the network one window ahead of whoever tak
 from __future__ import annotations
 
 import collections
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from importlib import resources
@@ -29,6 +30,7 @@ from uvos_jax.errors import (
     UvosError,
 )
 from uvos_jax.ops.resize import resize_bilinear
+from uvos_jax.predict.adapt import Adapter, Lesson, Session
 from uvos_jax.predict.results import FrameResult, Masks
 from uvos_jax.predict.windows import FlowFunction, Window, prefetched, windows
 from uvos_jax.types import State
@@ -60,6 +62,8 @@ class Predictor:
       flow: for systems that need optical flow: `flow(frames uint8 [N+1,H,W,3]) -> [N,H,W,2]`,
         pixels from each frame to the next. The last frame gets the negated flow to its
         predecessor.
+      adapt: whether a system that can adapt to a video does (see `uvos_jax.predict.adapt`); what
+        it learned is in `lessons` afterwards.
 
     Raises:
       CheckpointError: the variables do not fit the system.
@@ -78,6 +82,7 @@ class Predictor:
         chunk: int | None = None,
         overlap: int | None = None,
         flow: FlowFunction | None = None,
+        adapt: bool = True,
     ):
         spec = system.spec
         if not 0.0 <= threshold <= 1.0:
@@ -99,6 +104,18 @@ class Predictor:
         self.flip, self.flow = flip, flow
         self.references = references or spec.num_references
         own_length = spec.clip_len if spec.temporal == "clip" or not spec.causal else CHUNK
+        self.adapter: Adapter | None = None
+        self.lessons: list[Lesson] = []
+        if adapt and system.adaptation is not None:
+            self.adapter = Adapter(system)
+            # Teaching happens at the start of a window; the frame after those that teach, to which
+            # flow points, must be in it.
+            own_length = system.adaptation.interval or max(CHUNK, system.adaptation.frames + 1)
+            if chunk is not None and chunk != own_length:
+                raise ConfigError(
+                    f"{spec.name} adapts at the start of windows of {own_length} frames: leave "
+                    f"chunk={chunk} out, or pass adapt=False"
+                )
         self.chunk = chunk or own_length
         self.overlap = 0 if spec.causal else _check_overlap(overlap, self.chunk)
         self.variables = self._fit(variables)
@@ -208,14 +225,60 @@ class Predictor:
         views = [batch, _mirrored(batch)] if self.flip else [batch]
         return tuple(self.system.prepare(variables, view) for view in views)
 
-    def _run(self, states: tuple, frames: np.ndarray, flow: np.ndarray | None):
+    def _run(
+        self, states: tuple, frames: np.ndarray, flow: np.ndarray | None, variables: Any = None
+    ):
         """One window: next states and probabilities `[T,H,W]` at source size, on the device."""
         source, size = frames.shape[1:3], self.input_size(frames.shape[1:3])
         batch = {"frames": _shrink(frames, size=size)}
         if flow is not None:
             batch["flow"] = _shrink_flow(flow, size=size)
-        states, probs = self._predict(self.variables, states, batch)
+        states, probs = self._predict(variables or self.variables, states, batch)
         return states, _enlarge(probs, size=source)
+
+    # ----- adaptation ---------------------------------------------------------------------
+
+    def taught(self, video: Any) -> Predictor:
+        """A predictor whose system has learned from the start of `video` and adapts no more.
+
+        For teaching with one video and segmenting others, streams among them.
+
+        Raises:
+          UnsupportedError: the system does not adapt, or adaptation is switched off.
+          DataError: the video cannot be read or is too short for flow.
+        """
+        if self.adapter is None:
+            raise UnsupportedError(
+                f"{self.system.spec.name} does not adapt to videos here: only systems with an "
+                "adaptation can be taught, and adapt must not be False"
+            )
+        reader = open_video(video)
+        self._check_inputs(stream=False)
+        session = self.adapter.start(self.variables)
+        self._learn(session, next(iter(windows(reader, self.chunk))))
+        other = copy.copy(self)
+        other.variables, other.adapter, other.lessons = session.variables, None, session.lessons
+        return other
+
+    def _learn(self, session: Session, window: Window) -> None:
+        """Teaches with the first frames of a window, if the video is to teach there."""
+        if not session.due(window.start):
+            return
+        needs_flow = "flow" in self.adapter.plan.requires
+        count = window.count - needs_flow
+        if count < 1 and window.start:
+            return  # the very last frame has no flow, and nothing after it would profit
+        if count < 1:
+            raise DataError(
+                "the video has one frame only: adapting to it needs optical flow, thus at least "
+                "two; pass adapt=False (uvos predict --no-adapt) to segment it as trained"
+            )
+        n = min(self.adapter.plan.frames if window.start == 0 else 1, count)
+        size = self.input_size(window.frames.shape[1:3])
+        batch = {"frames": _shrink(window.frames[:n], size=size)}
+        if needs_flow:
+            batch["flow"] = _shrink_flow(self.flow(window.frames[: n + 1]), size=size)
+        session.learn(window.start, batch)
 
     # ----- whole videos -------------------------------------------------------------------
 
@@ -269,6 +332,19 @@ class Predictor:
                 f"{spec.name} needs {', '.join(sorted(missing))} beside the frames, which a video "
                 "does not hold: run system.predict on batches of your own"
             )
+        teaching = self.adapter.plan.requires if self.adapter else frozenset()
+        if self.flow is None and "flow" in teaching:
+            raise DataError(
+                f"{spec.name} needs optical flow to adapt to a video and none was given: pass "
+                "flow=FUNCTION to Predictor, for example one made of uvos_jax.ops.tvl1, or "
+                "adapt=False (uvos predict --no-adapt)"
+            )
+        if stream and self.adapter is not None:
+            raise UnsupportedError(
+                f"{spec.name} adapts to a video, for which a stream has too few frames at its "
+                "start: use predict() on the whole video, teach it with another one "
+                "(Predictor.taught), or pass adapt=False (uvos predict --no-adapt)"
+            )
         if "flow" in spec.requires and self.flow is None:
             raise DataError(
                 f"{spec.name} needs optical flow and none was given: pass flow=FUNCTION to "
@@ -296,10 +372,16 @@ class Predictor:
         flow = self.flow if "flow" in self.system.spec.requires else None
         blend = _Blend()
         waiting = None
+        session = self.adapter.start(self.variables) if self.adapter else None
+        if session is not None:
+            self.lessons = session.lessons
         for window in prefetched(windows(reader, self.chunk, self.overlap, flow)):
             if not self.system.spec.causal:
                 states = first
-            states, probs = self._run(states, window.frames, window.flow)
+            if session is not None:
+                self._learn(session, window)
+            weights = session.variables if session is not None else None
+            states, probs = self._run(states, window.frames, window.flow, weights)
             if waiting is not None:
                 yield from self._finished(blend.add(*waiting), reader)
             waiting = (window, probs)

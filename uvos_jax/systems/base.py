@@ -16,7 +16,17 @@ from flax import linen as nn
 
 from uvos_jax.ops.normalize import normalize_frames
 from uvos_jax.ops.resize import resize_bilinear
-from uvos_jax.types import Batch, ModelCard, ModelSpec, Outputs, Phase, Stage, State, Variables
+from uvos_jax.types import (
+    Adaptation,
+    Batch,
+    ModelCard,
+    ModelSpec,
+    Outputs,
+    Phase,
+    Stage,
+    State,
+    Variables,
+)
 
 
 class System:
@@ -34,6 +44,8 @@ class System:
     card: ClassVar[ModelCard | None] = None
     #: Regexes of parameter paths that belong to each named learning-rate group of the paper.
     parameter_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    #: How parameters change while a video is segmented; None: they do not.
+    adaptation: Adaptation | None = None
 
     def __init__(self, config: Any):
         self.config = config
@@ -115,6 +127,13 @@ class System:
         """The training recipe; default: one stage of `config.train.total_steps` steps."""
         return (Stage("train", int(config.train.total_steps), (Phase(),)),)
 
+    def enter_stage(self, name: str, variables: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Variables a stage begins with, from those the one before ended with.
+
+        Must give the same result when applied twice: a run resumed at the border does so.
+        """
+        return variables
+
     # ----- video --------------------------------------------------------------------------
 
     def init_state(
@@ -146,6 +165,16 @@ class System:
         """
         outputs, _ = self.apply(variables, chunk, train=False)
         return state, self.probabilities(outputs["logits"], chunk["frames"].shape[2:4])
+
+    def teach(self, variables: Mapping[str, Any], batch: Batch) -> dict[str, jax.Array]:
+        """Targets made from frames of a video for `adaptation_loss`, and `usable`, a bool."""
+        raise NotImplementedError(f"{type(self).__name__} does not adapt")
+
+    def adaptation_loss(
+        self, variables: Mapping[str, Any], batch: Batch, targets: Mapping[str, jax.Array]
+    ) -> jax.Array:
+        """Scalar that the steps of `adaptation` lower on the frames that teach."""
+        raise NotImplementedError(f"{type(self).__name__} does not adapt")
 
     def probabilities(self, logits: jax.Array, size: tuple[int, int]) -> jax.Array:
         """Foreground probability `[B,T,H,W]` of `logits [B,T,h,w,K]`; upsampled, then squashed."""

@@ -169,15 +169,30 @@ class Trainer:
         return state
 
     def _enter_stage(self, segment: Segment, state: TrainState) -> TrainState:
-        """Resets optimiser moments at the start of a stage that asks for it."""
+        """Lets the system prepare its variables; resets optimiser moments if the stage asks."""
         if self.main:
             log.info("stage %r: %d steps", segment.stage.name, segment.stage.steps)
+        state = self._prepared(segment, state)
         if segment.start == 0 or not segment.stage.reset_optimizer:
             return state
         optimizer = stages.optimizer_of(segment, segment.stage.phases[0], state.params)
         shardings = jax.tree.map(lambda x: x.sharding, self._abstract(segment).opt_state)
         fresh = jax.jit(optimizer.init, out_shardings=shardings)(state.params)
         return state.replace(opt_state=fresh)
+
+    def _prepared(self, segment: Segment, state: TrainState) -> TrainState:
+        """The state with the variables of `System.enter_stage`, where it was."""
+        before = state.variables()
+        after = segment.system.enter_stage(segment.stage.name, before)
+        if after is before:
+            return state
+        placed = jax.tree.map(
+            lambda old, new: jax.device_put(new, old.sharding), before, dict(after)
+        )
+        state = state.replace(params=placed["params"], batch_stats=placed.get("batch_stats", {}))
+        if state.ema is not None:
+            state = state.replace(ema=jax.tree.map(jax.numpy.copy, state.params))
+        return state
 
     def _step_function(self, segment: Segment, phase: Phase, state: TrainState, batch: Any):
         """The compiled step for a phase and the shapes of a batch, and its FLOPs per device."""
