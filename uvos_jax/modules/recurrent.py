@@ -8,11 +8,12 @@ One family of cells covers the variants in use:
 - ConvGRU (LVO's visual memory, AGNN's node update);
 - clip markers: a 0 starts a new sequence inside a batch row.
 
-The convolution over the input does not depend on the state, so it runs once over all frames,
-outside the loop. The convolution over the state runs inside `lax.scan`. XLA's CPU back end computes
-the weight gradient of a convolution in a loop on a path more than ten times slower than outside, so
-on CPU that convolution is written as shifted copies and one matrix product; elsewhere it is a
-plain convolution. Same numbers, chosen per platform when the program is lowered.
+Time runs in `lax.scan`. On CPU both convolutions, over the input and over the state, stand inside
+the loop, where a frame stays in the cache. There XLA computes the weight gradient of a convolution
+on a path more than ten times slower than outside a loop, so gradients are spelt out as matrix
+products, and small kernels as shifted copies times a matrix. On accelerators the convolution over
+the input, which does not depend on the state, runs over all frames before the loop, and all
+convolutions are plain ones. Same numbers.
 
 Gates are stored in the order i, f, o, g (LSTM) and r, z, candidate (GRU) on the last axis of one
 kernel. Sequences are `[B,T,h,w,C]`; a carry fed back in continues a sequence exactly.
@@ -20,7 +21,9 @@ kernel. Sequences are `[B,T,h,w,C]`; a carry fed back in continues a sequence ex
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -34,11 +37,19 @@ from uvos_jax.errors import ConfigError
 Implementation = Literal["auto", "conv", "dot"]
 
 
+#: From this many steps on `remat` works in segments.
+REMAT_SEGMENTS_FROM = 9
+
+
 class LSTMCarry(NamedTuple):
     """Hidden map and cell state, both `[B,h,w,F]` float32."""
 
     h: jax.Array
     c: jax.Array
+
+
+#: Bytes of shifted copies up to which a product with them beats a convolution on CPU.
+PATCH_LIMIT = 8 * 2**20
 
 
 def _conv(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
@@ -54,12 +65,16 @@ def _conv(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
     )
 
 
+def _padded(x: jax.Array, shape: tuple[int, ...], dilation: int) -> jax.Array:
+    ph, pw = ((k - 1) * dilation // 2 for k in shape[:2])
+    return jnp.pad(x, ((0, 0), (ph, ph), (pw, pw), (0, 0)))
+
+
 def _dot_conv(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
     """The same as `_conv`, as shifted copies side by side times the flattened kernel."""
     kh, kw, channels, features = kernel.shape
     h, w = x.shape[1:3]
-    ph, pw = (kh - 1) * dilation // 2, (kw - 1) * dilation // 2
-    padded = jnp.pad(x, ((0, 0), (ph, ph), (pw, pw), (0, 0)))
+    padded = _padded(x, kernel.shape, dilation)
     shifted = [
         padded[:, i * dilation : i * dilation + h, j * dilation : j * dilation + w]
         for i in range(kh)
@@ -67,6 +82,85 @@ def _dot_conv(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
     ]
     patches = jnp.concatenate(shifted, axis=-1)
     return patches @ kernel.reshape(kh * kw * channels, features)
+
+
+def _dot_input_gradient(g: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
+    """Gradient of `_conv` at its input: products with the kernel, shifted back and added up."""
+    kh, kw, channels, features = kernel.shape
+    h, w = g.shape[1:3]
+    ph, pw = (kh - 1) * dilation // 2, (kw - 1) * dilation // 2
+    products = g @ kernel.reshape(kh * kw * channels, features).T
+    total = 0.0
+    for n in range(kh * kw):
+        i, j = (n // kw) * dilation, (n % kw) * dilation
+        part = products[..., n * channels : (n + 1) * channels]
+        total = total + jnp.pad(part, ((0, 0), (i, 2 * ph - i), (j, 2 * pw - j), (0, 0)))
+    return total[:, ph : ph + h, pw : pw + w]
+
+
+def _conv_input_gradient(g: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
+    return _conv(g, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), dilation)
+
+
+def _kernel_gradient(x: jax.Array, g: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
+    """Gradient of `_conv` at its kernel, one matrix product per row of the kernel."""
+    kh, kw, channels, features = kernel.shape
+    h, w = x.shape[1:3]
+    padded = _padded(x, kernel.shape, dilation)
+    shifted = [padded[:, :, j * dilation : j * dilation + w] for j in range(kw)]
+    rows = jnp.concatenate(shifted, axis=-1)
+    flat = g.reshape(-1, features)
+    products = [
+        rows[:, i * dilation : i * dilation + h].reshape(-1, kw * channels).T @ flat
+        for i in range(kh)
+    ]
+    return jnp.stack(products).reshape(kernel.shape)
+
+
+def _plain_gradients(x: jax.Array, g: jax.Array, kernel: jax.Array, dilation: int):
+    _, gradient = jax.vjp(lambda a, k: _conv(a, k, dilation), x, kernel)
+    return gradient(g)
+
+
+def _use_patches(x: jax.Array, kernel: jax.Array) -> bool:
+    kh, kw = kernel.shape[:2]
+    return kh * kw <= 9 and kh * kw * x.size * x.dtype.itemsize <= PATCH_LIMIT
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _loop_conv(x: jax.Array, kernel: jax.Array, dilation: int, implementation: str) -> jax.Array:
+    on_cpu = _dot_conv if implementation == "dot" or _use_patches(x, kernel) else _conv
+    if implementation != "auto":
+        return (_conv if implementation == "conv" else on_cpu)(x, kernel, dilation)
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=lambda a, k: on_cpu(a, k, dilation),
+        default=lambda a, k: _conv(a, k, dilation),
+    )
+
+
+def _loop_conv_forward(x, kernel, dilation, implementation):
+    return _loop_conv(x, kernel, dilation, implementation), (x, kernel)
+
+
+def _loop_conv_backward(dilation, implementation, residuals, g):
+    x, kernel = residuals
+    patches = implementation == "dot" or _use_patches(x, kernel)
+    input_gradient = _dot_input_gradient if patches else _conv_input_gradient
+
+    def products(x, g, kernel):
+        return input_gradient(g, kernel, dilation), _kernel_gradient(x, g, kernel, dilation)
+
+    def plain(x, g, kernel):
+        return _plain_gradients(x, g, kernel, dilation)
+
+    if implementation != "auto":
+        return (plain if implementation == "conv" else products)(x, g, kernel)
+    return lax.platform_dependent(x, g, kernel, cpu=products, default=plain)
+
+
+_loop_conv.defvjp(_loop_conv_forward, _loop_conv_backward)
 
 
 def recurrent_conv(
@@ -78,25 +172,19 @@ def recurrent_conv(
 ) -> Float[Array, "B h w F"]:
     """Size-preserving convolution for use inside a loop; odd kernels only.
 
+    Differentiable in reverse mode only.
+
     Args:
-      implementation: `conv`, `dot` (shifted copies and a matrix product), or `auto`: `dot` where
-        the program is lowered for CPU, `conv` elsewhere.
+      implementation: `conv`; `dot` (shifted copies and matrix products, gradients too); `auto`:
+        plain where the program is lowered for an accelerator; on CPU gradients at the kernel are
+        matrix products, and everything is for kernels up to 3x3 on small maps.
 
     Raises:
       ConfigError: even kernel size, which has no symmetric padding.
     """
     if kernel.shape[0] % 2 == 0 or kernel.shape[1] % 2 == 0:
         raise ConfigError(f"recurrent kernel size must be odd, got {kernel.shape[:2]}")
-    if implementation == "conv":
-        return _conv(x, kernel, dilation)
-    if implementation == "dot":
-        return _dot_conv(x, kernel, dilation)
-    return lax.platform_dependent(
-        x,
-        kernel,
-        cpu=lambda a, k: _dot_conv(a, k, dilation),
-        default=lambda a, k: _conv(a, k, dilation),
-    )
+    return _loop_conv(x, kernel, dilation, implementation)
 
 
 def _over_time(x: jax.Array) -> jax.Array:
@@ -111,28 +199,96 @@ def _scan(
     reverse: bool,
     remat: bool,
 ) -> tuple[Any, jax.Array]:
-    """Scans `step` over axis 1 of every input, outputs in the order of the inputs."""
-    body = jax.checkpoint(step, prevent_cse=False) if remat else step
-    carry, outputs = lax.scan(body, carry, jax.tree.map(_over_time, inputs), reverse=reverse)
-    return carry, _over_time(outputs)
+    """Scans `step` over axis 1 of every input, outputs in the order of the inputs.
+
+    With `remat` the backward pass recomputes: only the carries between sqrt(T) segments are kept,
+    then those within one segment, so that memory hardly grows with T (two more forward passes).
+    """
+    inputs = jax.tree.map(_over_time, inputs)
+    T = jax.tree.leaves(inputs)[0].shape[0]
+    if not remat:
+        carry, outputs = lax.scan(step, carry, inputs, reverse=reverse)
+        return carry, _over_time(outputs)
+
+    body = jax.checkpoint(step, prevent_cse=False)
+
+    def run(carry: Any, part: Any) -> tuple[Any, jax.Array]:
+        return lax.scan(body, carry, part, reverse=reverse)
+
+    if T < REMAT_SEGMENTS_FROM:
+        carry, outputs = run(carry, inputs)
+        return carry, _over_time(outputs)
+    length = math.isqrt(T)
+    whole = T - T % length
+    segments = jax.tree.map(lambda x: x[:whole].reshape(-1, length, *x.shape[1:]), inputs)
+    rest = jax.tree.map(lambda x: x[whole:], inputs)
+    segment = jax.checkpoint(run, prevent_cse=False)
+    parts = []
+    if reverse and whole < T:
+        carry, last = segment(carry, rest)
+        parts = [last]
+    carry, outputs = lax.scan(segment, carry, segments, reverse=reverse)
+    outputs = outputs.reshape(whole, *outputs.shape[2:])
+    if not reverse and whole < T:
+        carry, last = segment(carry, rest)
+        parts = [last]
+    return carry, _over_time(jnp.concatenate([outputs, *parts], axis=0))
 
 
-def _input_conv(module: nn.Module, x: jax.Array, features: int, name: str, bias: bool) -> jax.Array:
-    """Convolution of all frames at once: `[B,T,h,w,C]` to `[B,T,h,w,features]`, float32."""
+class InputKernel(nn.Module):
+    """The parameters of the convolution over the input: `kernel [k,k,C,F]` and `bias [F]`."""
+
+    features: int
+    kernel_size: int
+    use_bias: bool
+    kernel_init: Callable[..., jax.Array]
+
+    @nn.compact
+    def __call__(self, channels: int) -> tuple[Any, Any]:
+        shape = (self.kernel_size, self.kernel_size, channels, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        if not self.use_bias:
+            return kernel, None
+        return kernel, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+
+
+def _input_conv(
+    module: nn.Module, x: jax.Array, features: int, *, bias: bool
+) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+    """The convolution over the input, before the loop or inside.
+
+    Returns:
+      what to scan over, `[B,T,h,w,...]`, and a function from one time step of it to the
+      contribution to the gates, float32 `[B,h,w,features]`.
+    """
     B, T = x.shape[:2]
-    k = module.kernel_size
-    pad = (k - 1) * module.dilation // 2
-    y = nn.Conv(
-        features,
-        (k, k),
-        padding=((pad, pad), (pad, pad)),
-        kernel_dilation=(module.dilation,) * 2,
-        use_bias=bias,
-        dtype=module.dtype,
-        kernel_init=module.kernel_init,
-        name=name,
-    )(x.reshape(B * T, *x.shape[2:]))
-    return y.reshape(B, T, *y.shape[1:]).astype(jnp.float32)
+    kernel, offset = InputKernel(
+        features, module.kernel_size, bias, module.kernel_init, name="input"
+    )(x.shape[-1])
+    x, kernel = jnp.asarray(x, module.dtype), jnp.asarray(kernel, module.dtype)
+
+    def convolve(frames: jax.Array, implementation: str) -> jax.Array:
+        y = recurrent_conv(
+            frames, kernel, dilation=module.dilation, implementation=implementation
+        ).astype(jnp.float32)
+        return y if offset is None else y + offset
+
+    hoist = module.hoist_input
+    if hoist is None:
+        hoist = jax.default_backend() != "cpu"
+    if not hoist:
+        return x, lambda frames: convolve(frames, module.recurrent_implementation)
+    gates = convolve(x.reshape(B * T, *x.shape[2:]), "conv")
+    return gates.reshape(B, T, *gates.shape[1:]), lambda frames: frames
+
+
+def symmetric_uniform(bound: float) -> Callable[..., jax.Array]:
+    """Initialiser: uniform in [-bound, bound]."""
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
 
 
 class ConvLSTM(nn.Module):
@@ -163,7 +319,9 @@ class ConvLSTM(nn.Module):
       peephole_init: initial value of peephole weights (Caffe's filler gives 1).
       kernel_init: of both kernels.
       recurrent_implementation: see `recurrent_conv`.
-      remat: recompute each step in the backward pass, so that memory grows only by the states.
+      hoist_input: run the input's convolution over all frames before the loop; None: where JAX runs
+        on an accelerator.
+      remat: recompute in the backward pass, so that its memory hardly grows with time.
       dtype: of the convolutions; gates and states are float32.
     """
 
@@ -178,6 +336,7 @@ class ConvLSTM(nn.Module):
     peephole_init: float = 0.0
     kernel_init: Callable[..., jax.Array] = nn.initializers.lecun_normal()
     recurrent_implementation: Implementation = "auto"
+    hoist_input: bool | None = None
     remat: bool = False
     dtype: Any = jnp.float32
 
@@ -194,6 +353,7 @@ class ConvLSTM(nn.Module):
         *,
         markers: Bool[Array, "B T"] | Float[Array, "B T"] | None = None,
         reverse: bool = False,
+        reset_peephole: bool | None = None,
     ) -> tuple[LSTMCarry, Float[Array, "B T h w F"]]:
         """Returns the state after the last step taken and the hidden maps in input order.
 
@@ -201,36 +361,36 @@ class ConvLSTM(nn.Module):
           carry: state to continue from; zeros if None.
           markers: 0 where a frame starts a new sequence, else 1.
           reverse: run from the last frame to the first.
+          reset_peephole: overrides the attribute.
         """
+        reset = self.reset_peephole if reset_peephole is None else reset_peephole
         B, _, h, w, _ = x.shape
         F, k = self.features, self.kernel_size
-        gates_x = _input_conv(self, x, 4 * F, "input", self.bias == "input")
+        inputs, from_input = _input_conv(self, x, 4 * F, bias=self.bias == "input")
         kernel = self.param("recurrent_kernel", self.kernel_init, (k, k, F, 4 * F), jnp.float32)
         kernel = jnp.asarray(kernel, self.dtype)
+        offset = jnp.zeros((4 * F,)).at[F : 2 * F].set(self.forget_bias)
         if self.bias == "recurrent":
-            gates_x = gates_x + self.param(
-                "recurrent_bias", nn.initializers.zeros, (4 * F,), jnp.float32
-            )
-        if self.forget_bias:
-            gates_x = gates_x.at[..., F : 2 * F].add(self.forget_bias)
+            offset += self.param("recurrent_bias", nn.initializers.zeros, (4 * F,), jnp.float32)
         peep = self._peepholes(h, w)
         carry = self.initial_carry(B, (h, w)) if carry is None else carry
         marks = None if markers is None else markers.astype(jnp.float32)
 
-        def step(state: LSTMCarry, inputs):
-            gates, mark = inputs
+        def step(state: LSTMCarry, frame):
+            seen_input, mark = frame
             hidden, cell = state
             seen = cell
             if mark is not None:
                 m = mark[:, None, None, None]
                 hidden = m * hidden
-                seen = m * cell if self.reset_peephole else cell
-            gates = gates + recurrent_conv(
+                seen = m * cell if reset else cell
+            gates = recurrent_conv(
                 hidden.astype(self.dtype),
                 kernel,
                 dilation=self.dilation,
                 implementation=self.recurrent_implementation,
             ).astype(jnp.float32)
+            gates = gates + from_input(seen_input) + offset
             a_i, a_f, a_o, a_g = jnp.split(gates, 4, axis=-1)
             if peep is not None:
                 a_i, a_f = a_i + peep[0] * seen, a_f + peep[1] * seen
@@ -243,7 +403,7 @@ class ConvLSTM(nn.Module):
             hidden = jax.nn.sigmoid(a_o) * jnp.tanh(new_cell)
             return LSTMCarry(hidden, new_cell), hidden
 
-        return _scan(step, carry, (gates_x, marks), reverse=reverse, remat=self.remat)
+        return _scan(step, carry, (inputs, marks), reverse=reverse, remat=self.remat)
 
     def _peepholes(self, h: int, w: int) -> tuple[jax.Array, ...] | None:
         if self.peephole == "none":
@@ -284,6 +444,7 @@ class ConvGRU(nn.Module):
     activation: Callable[[jax.Array], jax.Array] = jnp.tanh
     kernel_init: Callable[..., jax.Array] = nn.initializers.lecun_normal()
     recurrent_implementation: Implementation = "auto"
+    hoist_input: bool | None = None
     remat: bool = False
     dtype: Any = jnp.float32
 
@@ -303,7 +464,7 @@ class ConvGRU(nn.Module):
         """Returns the state after the last step taken and the hidden maps in input order."""
         B, _, h, w, _ = x.shape
         F, k = self.features, self.kernel_size
-        gates_x = _input_conv(self, x, 3 * F, "input", self.bias)
+        inputs, from_input = _input_conv(self, x, 3 * F, bias=self.bias)
         init, f32 = self.kernel_init, jnp.float32
         gate_kernel = self.param("gate_kernel", init, (k, k, F, 2 * F), f32)
         candidate_kernel = self.param("candidate_kernel", init, (k, k, F, F), f32)
@@ -320,8 +481,9 @@ class ConvGRU(nn.Module):
                 implementation=self.recurrent_implementation,
             ).astype(jnp.float32)
 
-        def step(hidden: jax.Array, inputs):
-            gates, mark = inputs
+        def step(hidden: jax.Array, frame):
+            seen_input, mark = frame
+            gates = from_input(seen_input)
             if mark is not None:
                 hidden = mark[:, None, None, None] * hidden
             rz = jax.nn.sigmoid(gates[..., : 2 * F] + convolve(hidden, gate_kernel))
@@ -332,7 +494,7 @@ class ConvGRU(nn.Module):
             hidden = (1.0 - z) * hidden + z * q
             return hidden, hidden
 
-        return _scan(step, carry, (gates_x, marks), reverse=reverse, remat=self.remat)
+        return _scan(step, carry, (inputs, marks), reverse=reverse, remat=self.remat)
 
 
 class Bidirectional(nn.Module):
