@@ -5,7 +5,8 @@
 
 A system brings a module `uvos_jax.convert.<id>` with `table(config) -> NameTable`, where `config`
 is the `model` section its system was built from. Optional there: `load(source) -> dict` for files
-that the general readers do not cover, and `PARTS`, a mapping from a name to a `table` function, for
+that the general readers do not cover, `CONFIG`, the configuration official weights belong to if it
+is not the `full` one, and `PARTS`, a mapping from a name to a `table` function, for
 official files that hold only a part of the network.
 """
 

@@ -34,7 +34,7 @@ def convert(
       system_id: `"cosnet"`, ...
       source: path of an official file, several paths, or a mapping official name -> array.
       config: configuration the weights belong to (or its name, `"cosnet:tiny"`); default: the
-        system's `full` one.
+        system's `full` one, or the one its table names as `CONFIG`.
       part: convert a file that holds only a part of the network, for example `"encoder"`; the
         result is for `model.init_from` with `model.init_strict=False`.
 
@@ -75,7 +75,7 @@ def convert_with_report(
 ) -> tuple[Variables, Report]:
     """As `convert`, but returns what fits and a report instead of refusing a partial fit."""
     module = _table_module(system_id)
-    config = _config(system_id, config)
+    config = _config(system_id, config, module)
     arrays = getattr(module, "load", read_official)(source)
     system = configs.build(config)
     targets = dict(flatten(jax.eval_shape(system.init, jax.random.key(0))))
@@ -110,7 +110,7 @@ def to_official(
     stored = getattr(variables, "meta", {}).get("config")
     if config is None and stored:
         config = configs.from_dict(stored)
-    system = configs.build(_config(system_id, config))
+    system = configs.build(_config(system_id, config, module))
     return _table(module, system_id, system.config, None).to_official(dict(flatten(variables)))
 
 
@@ -159,9 +159,9 @@ def _table(module: Any, system_id: str, config: Any, part: str | None) -> NameTa
     return parts[part](config)
 
 
-def _config(system_id: str, config: ConfigDict | str | None) -> ConfigDict:
+def _config(system_id: str, config: ConfigDict | str | None, module: Any) -> ConfigDict:
     if config is None or isinstance(config, str):
-        config = configs.load_config(config or system_id)
+        config = configs.load_config(config or getattr(module, "CONFIG", system_id))
     if config.model.name != system_id:
         raise ConfigError(
             f"the configuration is for {config.model.name!r}, not {system_id!r}: pass one of "
