@@ -16,10 +16,14 @@ from uvos_jax.errors import ConfigError
 #: name -> "module:class", imported when asked for.
 SOURCES = {
     "synthetic": "uvos_jax.data.sources.synthetic:SyntheticSource",
+    "raycast": "uvos_jax.data.sources.raycast:RaycastSource",
     "pseudo_video": "uvos_jax.data.sources.pseudo:PseudoVideoSource",
+    "saliency_pairs": "uvos_jax.data.sources.pairs:SaliencyPairSource",
     "davis": "uvos_jax.data.sources.davis:DavisSource",
     "folder": "uvos_jax.data.sources.folder:FolderSource",
     "image_mask": "uvos_jax.data.sources.image_mask:ImageMaskSource",
+    "fixation_video": "uvos_jax.data.sources.fixations:FixationVideoSource",
+    "fixation_image": "uvos_jax.data.sources.fixations:FixationImageSource",
     "records": "uvos_jax.data.sources.records:RecordSource",
     "davis16": "uvos_jax.data.sources.annotated:Davis16Source",
     "davis17": "uvos_jax.data.sources.annotated:Davis17Source",
