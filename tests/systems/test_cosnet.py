@@ -9,6 +9,7 @@ import pytest
 
 import uvos_jax as uvos
 from uvos_jax.errors import ConfigError
+from uvos_jax.modules import memory
 from uvos_jax.systems import cosnet
 
 SIZE = (33, 49)
@@ -356,7 +357,7 @@ def test_memory_of_a_stream_keeps_first_and_newest_and_stays_spread():
     }
 
     def step(state, t):
-        state = cosnet._remember(state, jnp.full((1, 1, 1, 1), t, jnp.float32))
+        state = memory.remember(state, jnp.full((1, 1, 1, 1), t, jnp.float32))
         return state, (state["time"][0], state["embedding"][0, :, 0, 0, 0])
 
     _, (times, stored) = jax.lax.scan(step, state, jnp.arange(T))
@@ -379,7 +380,7 @@ def test_memory_of_one_frame_is_the_previous_frame():
         "count": jnp.zeros((1,), jnp.int32),
     }
     for t in range(3):
-        state = cosnet._remember(state, jnp.full((1, 1, 1, 1), t, jnp.float32))
+        state = memory.remember(state, jnp.full((1, 1, 1, 1), t, jnp.float32))
         assert int(state["time"][0, 0]) == t
         assert float(state["embedding"].squeeze()) == t
 

@@ -30,8 +30,9 @@ from uvos_jax.losses import balanced_bce, masks
 from uvos_jax.losses.dice import soft_iou_loss
 from uvos_jax.losses.orthogonality import orthogonality_penalty
 from uvos_jax.modules import attention as attn
+from uvos_jax.modules import memory
 from uvos_jax.modules.backbones.deeplab import DeepLabEmbedding
-from uvos_jax.modules.layers import Conv, batch_norm
+from uvos_jax.modules.heads import SegmentationHead
 from uvos_jax.ops.resize import resize_bilinear
 from uvos_jax.registry import register
 from uvos_jax.systems.base import System
@@ -41,26 +42,6 @@ ATTENTIONS = ("vanilla", "symmetric", "channel", "none")
 VARIANTS = ("pair", "group")
 FUSIONS = ("summary", "prediction")
 LOSSES = ("code", "paper")
-
-
-class SegmentationHead(nn.Module):
-    """3x3 conv, BatchNorm, ReLU (`convs` times), then a 1x1 conv to one logit.
-
-    Attributes:
-      features: width of the hidden layers.
-      convs: number of hidden layers; the release has 1.
-    """
-
-    features: int
-    convs: int = 1
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        for i in range(1, self.convs + 1):
-            x = Conv(self.features, 3, dtype=self.dtype, name=f"conv{i}")(x)
-            x = nn.relu(batch_norm(train=train, dtype=self.dtype, name=f"norm{i}")(x))
-        return Conv(1, 1, use_bias=True, dtype=self.dtype, name="classifier")(x)
 
 
 class CoAttentionNetwork(nn.Module):
@@ -505,9 +486,9 @@ class COSNet(System):
                 return state, self._mask(variables, query, None, None, (H, W))
             if "count" not in state:
                 return state, self._mask(variables, query, state["embedding"], None, (H, W))
-            references, valid = _visible(state, query)
+            references, valid = memory.visible(state, query)
             mask = self._mask(variables, query, references, valid, (H, W))
-            return _remember(state, query), mask
+            return memory.remember(state, query), mask
 
         state, probs = jax.lax.scan(one_frame, state, queries)
         return state, probs.swapaxes(0, 1)
@@ -522,33 +503,3 @@ class COSNet(System):
             dict(variables), query, references, valid, method="segment"
         )
         return jnp.einsum("bmhw,bm->bhw", self.probabilities(logits, size), weights)
-
-
-def _visible(state: State, query: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """References and which of them count; the very first frame sees itself in slot 0."""
-    first_slot = jnp.arange(state["time"].shape[1]) == 0
-    itself = (state["count"] == 0)[:, None] & first_slot
-    references = jnp.where(itself[:, :, None, None, None], query[:, None], state["embedding"])
-    return references, itself | (state["time"] >= 0)
-
-
-def _remember(state: State, embedding: jax.Array) -> State:
-    """Puts a frame into the memory; see `COSNet` for what is forgotten when it is full."""
-    time, count = state["time"], state["count"]
-    R = time.shape[1]
-    times = jnp.concatenate([time, count[:, None]], axis=1)
-    slots = jnp.arange(R)
-    filled = jnp.sum(time >= 0, axis=1)[:, None]
-    if R > 1:
-        gaps = times[:, 2:] - times[:, :-2]  # between the neighbours of slots 1 .. R-1
-        forgotten = 1 + jnp.argmin(gaps, axis=1)[:, None]
-    else:
-        forgotten = jnp.zeros_like(filled)
-    when_full = slots + (slots >= forgotten)
-    source = jnp.where(filled < R, jnp.where(slots == filled, R, slots), when_full)
-    joined = jnp.concatenate([state["embedding"], embedding[:, None]], axis=1)
-    return {
-        "embedding": jnp.take_along_axis(joined, source[:, :, None, None, None], axis=1),
-        "time": jnp.take_along_axis(times, source, axis=1),
-        "count": count + 1,
-    }
