@@ -19,6 +19,10 @@ def example(**changes):
         "flow_valid": np.ones(T, bool),
         "edges": np.zeros((T, H, W), np.uint8),
         "fixations": np.zeros((T, H, W), np.float32),
+        "depth": np.ones((T, H, W), np.float32),
+        "camera": np.zeros((T, 3, 4), np.float32),
+        "camera_valid": np.ones(T, bool),
+        "intrinsics": np.ones(4, np.float32),
         "example_id": np.int32(5),
     }
     return made | changes
@@ -62,7 +66,7 @@ def test_a_wrong_rank_is_named_with_the_expected_axes(key):
         validate_example(example(**{key: wrong}))
 
 
-@pytest.mark.parametrize("key", sorted(set(FIELDS) - {"frames", "example_id"}))
+@pytest.mark.parametrize("key", sorted(set(FIELDS) - {"frames", "intrinsics", "example_id"}))
 def test_another_number_of_frames_names_both_fields(key):
     longer = np.repeat(np.asarray(example()[key]), 2, axis=0)
     with pytest.raises(ShapeError, match=rf"{key} has T=6 .*but frames has T=3"):

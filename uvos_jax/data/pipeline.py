@@ -20,7 +20,9 @@ import numpy as np
 
 from uvos_jax import synthetic
 from uvos_jax.data import sources
+from uvos_jax.data.cache import DecodedFiles
 from uvos_jax.data.schema import validate_example
+from uvos_jax.data.sources.raycast import RaycastSource
 from uvos_jax.data.sources.synthetic import SyntheticSource
 from uvos_jax.data.transforms import Augment, resize_example
 from uvos_jax.errors import ConfigError, DataError, ShapeError
@@ -48,8 +50,10 @@ class _Sample(grain.transforms.RandomMap):
         return self.augment(example, rng) if self.augment else example
 
 
-@partial(jax.jit, static_argnums=(2, 3, 4))
-def _render_batch(seed, first, batch_size: int, cfg: Any, outputs: tuple[str, ...]):
+@partial(jax.jit, static_argnums=(2, 3, 4, 5))
+def _render_batch(
+    seed, first, batch_size: int, cfg: Any, outputs: tuple[str, ...], fixations: bool = False
+):
     indices = first + jnp.arange(batch_size)
     key = jax.random.key(seed)
     record = jax.lax.map(
@@ -67,6 +71,8 @@ def _render_batch(seed, first, batch_size: int, cfg: Any, outputs: tuple[str, ..
     if "flow_fw" in record:
         batch["flow"] = record["flow_fw"]
         batch["flow_valid"] = ones.at[:, -1].set(False)
+    if fixations:
+        batch["fixations"] = synthetic.fixation_maps(record["mask"])
     return batch
 
 
@@ -78,8 +84,8 @@ class SyntheticBatches:
     """
 
     def __init__(
-        self, source: SyntheticSource, batch_size: int, *, process_index: int, process_count: int,
-        seed: int,
+        self, source: SyntheticSource | RaycastSource, batch_size: int, *, process_index: int,
+        process_count: int, seed: int,
     ):  # fmt: skip
         self.source, self.batch_size = source, batch_size
         self.offset, self.stride = process_index * batch_size, process_count * batch_size
@@ -92,9 +98,12 @@ class SyntheticBatches:
 
     def _render(self, step: int) -> dict[str, jax.Array]:
         first = np.int32((step * self.stride + self.offset) % 2**31)
+        if isinstance(self.source, RaycastSource):
+            return self.source.render(self.seed, first, self.batch_size)
         return _render_batch(
-            np.uint32(self.seed), first, self.batch_size, self.source.cfg, self.source.outputs
-        )
+            np.uint32(self.seed), first, self.batch_size, self.source.cfg, self.source.outputs,
+            self.source.fixations,
+        )  # fmt: skip
 
     def __next__(self) -> dict[str, jax.Array]:
         batch = self._ahead.pop(self.step, None)
@@ -152,16 +161,21 @@ def make_train_iter(
         defaults["sampling"] = data.sampling
     entries = group_entries(data, group)
     built = [sources.from_entry(entry, defaults) for entry in entries]
-    if len(built) == 1 and isinstance(built[0], SyntheticSource):
+    rendered = (SyntheticSource, RaycastSource)
+    if len(built) == 1 and isinstance(built[0], rendered):
         return SyntheticBatches(
             built[0], batch_size, process_index=process_index, process_count=process_count,
             seed=seed,
         )  # fmt: skip
+    cache = DecodedFiles(1e9 * data.get("cache_gb", 0.0))
+    for source in built:
+        if hasattr(source, "cache"):
+            source.cache = cache
     augment = Augment.from_config(data)
     parts, weights = [], []
     for number, (entry, source) in enumerate(zip(entries, built, strict=True)):
         indices = grain.MapDataset.range(len(source)).seed(seed + number).shuffle()
-        own = augment if not isinstance(source, SyntheticSource) else None
+        own = augment if not isinstance(source, rendered) else None
         part = indices.repeat(None).random_map(_Sample(source, own, bool(data.skip_corrupt)))
         parts.append(part)
         weights.append(float(entry.get("weight", 1.0)))
@@ -195,7 +209,7 @@ def make_eval_examples(data: Any) -> Iterator[dict[str, Any]]:
     """
     for entry in data.eval:
         entry = dict(entry)
-        if entry["name"] == "synthetic":
+        if entry["name"] in ("synthetic", "raycast"):
             entry = {"length": 16, "seed": 1 << 20, "clip_len": 4, **entry}
             source = sources.from_entry(entry, {"size": tuple(data.size)})
         else:

@@ -10,6 +10,10 @@
 | `flow_valid` | bool `[T]` | false where there is no next frame |
 | `edges` | uint8 `[T,H,W]` | boundary maps, if a system asks for them |
 | `fixations` | float32 `[T,H,W]` | fixation density, likewise |
+| `depth` | float32 `[T,H,W]` | distance along the optical axis; 0 where unknown |
+| `camera` | float32 `[T,3,4]` | motion `[R|t]` of the world's points from camera t to t+1 |
+| `camera_valid` | bool `[T]` | false where there is no next frame |
+| `intrinsics` | float32 `[4]` | `(cx, cy, fx, fy)` over the image's width and height |
 | `example_id` | int32 `[]` | joins back to names that never enter jit |
 
 Batches have a leading axis B. A still image is a clip with T = 1.
@@ -34,6 +38,10 @@ FIELDS: dict[str, tuple[type, str]] = {
     "flow_valid": (np.bool_, "T"),
     "edges": (np.uint8, "THW"),
     "fixations": (np.float32, "THW"),
+    "depth": (np.float32, "THW"),
+    "camera": (np.float32, "T34"),
+    "camera_valid": (np.bool_, "T"),
+    "intrinsics": (np.float32, "4"),
     "example_id": (np.int32, ""),
 }
 VOID = 255

@@ -66,7 +66,7 @@ def crop_resize(
     y, x, h, w = box
     window = np.s_[y : y + h, x : x + w]
     out: Example = {"frames": resize_image(example["frames"][frame][window], size)}
-    for key in ("masks", "edges"):
+    for key in ("masks", "edges", "depth"):
         if key in example:
             out[key] = resize_labels(example[key][frame][window], size)
     if "fixations" in example:
@@ -86,6 +86,27 @@ def flip_frame(frame: Example) -> Example:
     return out
 
 
+def transform_camera(
+    example: Example, box: tuple[int, int, int, int], frame_size: tuple[int, int], flip: bool
+) -> Example:
+    """`intrinsics` and `camera` of an example cropped to (top, left, height, width), then mirrored.
+
+    A mirrored world moves in a mirror: `S R S` and `S t` with `S = diag(-1, 1, 1)`.
+    """
+    out: Example = {}
+    (y, x, h, w), (H, W) = box, frame_size
+    if "intrinsics" in example:
+        cx, cy, fx, fy = example["intrinsics"]
+        cx, cy = (cx * W - x) / w, (cy * H - y) / h
+        values = [1 - cx if flip else cx, cy, fx * W / w, fy * H / h]
+        out["intrinsics"] = np.asarray(values, np.float32)
+    if "camera" in example and flip:
+        mirror = np.asarray([-1, 1, 1], np.float32)
+        camera = example["camera"] * mirror[:, None]
+        out["camera"] = np.concatenate([camera[..., :3] * mirror, camera[..., 3:]], axis=-1)
+    return out
+
+
 @dataclasses.dataclass(frozen=True)
 class Augment:
     """Random crop, scale and flip, then a resize to the training size.
@@ -95,7 +116,8 @@ class Augment:
       flip: probability of mirroring.
       crop: range of the crop's side as a share of the frame's.
       scale: range of an intermediate resize (blurs or sharpens; the result has `size` anyway).
-      independent: draw anew for every frame of a clip (pairs of COSNet); flow is then dropped.
+      independent: draw anew for every frame of a clip (pairs of COSNet); flow and the camera are
+        then dropped.
     """
 
     size: tuple[int, int]
@@ -146,7 +168,7 @@ class Augment:
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         """Augments an example of the data contract; `valid` and ids are kept."""
         T, H, W = example["frames"].shape[:3]
-        choice = self._draw(rng, H, W)
+        first = choice = self._draw(rng, H, W)
         frames = []
         for t in range(T):
             if self.independent and t > 0:
@@ -163,7 +185,11 @@ class Augment:
         if self.independent and "flow" in out:
             del out["flow"]
             out.pop("flow_valid", None)
-        return out
+        if self.independent:
+            for key in ("camera", "camera_valid", "intrinsics"):
+                out.pop(key, None)
+            return out
+        return out | transform_camera(example, first[0], (H, W), first[2])
 
     @staticmethod
     def _rescaled(example: Example, t: int, box: tuple, scale: float) -> Example:
