@@ -35,6 +35,7 @@ def get_base_config() -> ConfigDict:
             "augment": {"flip": 0.5, "scale": (1.0, 1.0), "crop": (1.0, 1.0), "independent": False},
             "workers": 0,  # input processes; 0 reads in the main process
             "prefetch": 2,
+            "cache_gb": 0.0,  # keep decoded frames in memory up to this, per process (and worker)
             "shuffle_seed": 0,
             "skip_corrupt": False,  # True: count and skip unreadable examples instead of stopping
         }

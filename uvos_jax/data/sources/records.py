@@ -126,9 +126,16 @@ class RecordSource(VideoSource):
         unique = sorted(set(numbers))
         read = dict(zip(unique, self.reader().__getitems__(unique), strict=True))
         records = [read[n] for n in numbers]
-        masks = np.stack([_decoded(r["mask"]) for r in records])
+        images = {
+            (kind, n): self.cache.get(
+                (kind, self.folder, n), lambda r=r, kind=kind: _decoded(r[kind])
+            )
+            for n, r in read.items()
+            for kind in ("frame", "mask")
+        }
+        masks = np.stack([images["mask", n] for n in numbers])
         example = {
-            "frames": np.stack([_decoded(r["frame"]) for r in records]),
+            "frames": np.stack([images["frame", n] for n in numbers]),
             "masks": self.binarize(masks) if self.binary else masks,
             "valid": np.ones(len(chosen), bool),
             "has_mask": np.asarray([bool(r["has_mask"]) for r in records]),
@@ -156,7 +163,7 @@ class RecordSource(VideoSource):
 
 def _decoded(image: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(image)) as opened:
-        return np.asarray(opened)
+        return np.array(opened)
 
 
 def _version_folder(root: Path) -> Path:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from uvos_jax.data.cache import DecodedFiles
 from uvos_jax.data.sources.annotations import read_annotation
 from uvos_jax.data.sources.pfm import read_pfm
 from uvos_jax.data.video_io import read_image, read_mask
@@ -79,6 +80,8 @@ class VideoSource:
                 f"clips {clips!r} is unknown: use 'frames', 'annotated' or 'sequences'"
             )
         self.sequences, self.binary = sequences, binary
+        #: Decoded frames and masks; the pipeline puts a larger one here (`data.cache_gb`).
+        self.cache = DecodedFiles()
         self.clip_len, self.stride, self.sampling = clip_len, stride, sampling
         if clips == "sequences":
             self.index = [(s, None) for s in range(len(sequences))]
@@ -123,7 +126,7 @@ class VideoSource:
         s, i = self.index[index]
         sequence = self.sequences[s]
         chosen = self._frames_of(sequence, i, rng)
-        frames = [read_image(sequence.frames[k]) for k in chosen]
+        frames = [self._image(sequence.frames[k]) for k in chosen]
         if len({f.shape for f in frames}) > 1:
             raise ShapeError(f"sequence {sequence.name!r}: its frames differ in size")
         masks = [self.mask_of(sequence, k, f) for k, f in zip(chosen, frames, strict=True)]
@@ -138,13 +141,19 @@ class VideoSource:
             example["flow"], example["flow_valid"] = self.flow_of(sequence, chosen, frames[0])
         return example
 
+    def _image(self, path: Path) -> np.ndarray:
+        return self.cache.get(path, lambda: read_image(path))
+
     def mask_of(self, sequence: Sequence, k: int, frame: np.ndarray) -> np.ndarray:
         """The mask of frame k in the frame's size; zeros where there is none."""
         files = sequence.masks[k]
         if files is None:
             return np.zeros(frame.shape[:2], np.uint8)
         paths = (files,) if isinstance(files, Path) else files
-        mask = read_annotation(paths, sequence.rule) if sequence.rule else read_mask(paths[0])
+        mask = self.cache.get(
+            (sequence.rule, paths),
+            lambda: read_annotation(paths, sequence.rule) if sequence.rule else read_mask(paths[0]),
+        )
         _check_size("mask", paths[0], mask, frame)
         return self.binarize(mask) if self.binary else mask
 
