@@ -178,3 +178,24 @@ def test_shapes_are_enough_to_build_an_optimiser():
     shapes = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, PARAMS))
     optimizer = make_optimizer(optim(name="adamw", weight_decay=0.1), shapes)
     jax.eval_shape(optimizer.init, shapes)
+
+
+# ----- rmsprop --------------------------------------------------------------------------------
+
+
+def test_rmsprop_divides_by_the_root_of_the_averaged_square():
+    updates, _ = updates_of(optim(name="rmsprop", weight_decay=0.1), steps=2)
+    square = 0.0
+    gradient = 4.0 + 0.1 * -1.0
+    for _ in range(2):
+        square = 0.99 * square + 0.01 * gradient**2
+    np.testing.assert_allclose(updates["head"]["kernel"], gradient / np.sqrt(square), rtol=1e-5)
+
+
+def test_single_gradients_are_bounded():
+    settings = optim(momentum=0.0, weight_decay=0.0)
+    with settings.unlocked():
+        settings.clip_value = 0.75
+    updates, _ = updates_of(settings)
+    np.testing.assert_allclose(updates["head"]["kernel"], 0.75)
+    np.testing.assert_allclose(updates["encoder"]["kernel"], 0.5)

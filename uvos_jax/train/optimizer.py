@@ -14,7 +14,7 @@ from uvos_jax.errors import ConfigError
 from uvos_jax.types import Phase
 
 SCHEDULES = ("constant", "poly", "cosine", "step")
-OPTIMIZERS = ("sgd", "adam", "adamw")
+OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
 
 Schedule = Callable[[jax.Array | int], jax.Array]
 
@@ -141,11 +141,12 @@ def make_optimizer(
 
     All phases of a stage share one form of state: they differ in stateless factors only. A frozen
     parameter gets neither gradient nor weight decay, does not count for clipping and does not
-    move; its moments stay. Weight decay is added to the gradient for `sgd` and `adam` (as in
-    torch), decoupled and restricted to arrays of rank 2 and more for `adamw`.
+    move; its moments stay. Weight decay is added to the gradient for `sgd`, `adam` and
+    `rmsprop` (as in torch), decoupled and restricted to arrays of rank 2 and more for `adamw`.
 
     Args:
-      optim: the `optim` section of a configuration.
+      optim: the `optim` section of a configuration; `clip_value`, which it may have, bounds every
+        single gradient before `clip_norm` does.
       params: arrays or shapes; the paths decide on factors.
 
     Raises:
@@ -156,15 +157,19 @@ def make_optimizer(
     factors = multiplier_tree(params, multipliers, (*phase.frozen, *optim.frozen))
     moves = jax.tree.map(lambda f: 0.0 if f == 0.0 else 1.0, factors)
     parts = [_scale_by_tree(moves)]
+    if optim.get("clip_value", 0.0):
+        parts.append(optax.clip(float(optim.clip_value)))
     if optim.clip_norm:
         parts.append(optax.clip_by_global_norm(float(optim.clip_norm)))
     decay = float(optim.weight_decay)
-    if decay and optim.name in ("sgd", "adam"):
+    if decay and optim.name in ("sgd", "adam", "rmsprop"):
         parts += [optax.add_decayed_weights(decay), _scale_by_tree(moves)]
     if optim.name == "sgd":
         parts.append(optax.trace(decay=float(optim.momentum)))
     elif optim.name in ("adam", "adamw"):
         parts.append(optax.scale_by_adam())
+    elif optim.name == "rmsprop":
+        parts.append(optax.scale_by_rms(decay=0.99, eps=1e-8, eps_in_sqrt=False))
     else:
         raise ConfigError(f"optim.name {optim.name!r} is unknown: use one of {OPTIMIZERS}")
     if decay and optim.name == "adamw":
