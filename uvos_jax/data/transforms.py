@@ -24,13 +24,20 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if image.shape[:2] == tuple(size):
         return image
     rows, cols = (_taps(n, m) for n, m in zip(image.shape[:2], size, strict=True))
-    top, bottom, fy = rows
-    left, right, fx = cols
-    lines = image[top].astype(np.float32)
-    lines += (image[bottom] - lines) * fy[:, None, None]
-    out = lines[:, left]
-    out += (lines[:, right] - out) * fx[None, :, None]
-    return np.round(out).astype(image.dtype) if image.dtype == np.uint8 else out
+    lines = _interpolated(image.astype(np.float32), rows, 0)
+    out = _interpolated(lines, cols, 1)
+    return np.rint(out, out=out).astype(image.dtype) if image.dtype == np.uint8 else out
+
+
+def _interpolated(array: np.ndarray, taps: tuple, axis: int) -> np.ndarray:
+    """`low + (high - low) * fraction` along an axis; `mode="clip"` spares a check per element."""
+    low, high, fraction = taps
+    out = np.take(array, low, axis, mode="clip")
+    other = np.take(array, high, axis, mode="clip")
+    other -= out
+    other *= fraction.reshape([-1 if a == axis else 1 for a in range(array.ndim)])
+    out += other
+    return out
 
 
 def _taps(n_in: int, n_out: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
