@@ -47,7 +47,7 @@ class MPNetStream(nn.Module):
 
     @nn.compact
     def __call__(
-        self, flow: Float[Array, "N H W 2"], train: bool = False
+        self, flow: Float[Array, "N H W C"], train: bool = False
     ) -> Float[Array, "N h w 1"]:
         """Logits of "moves independently of the camera" at half the size of the encoded flow.
 
