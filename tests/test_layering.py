@@ -25,12 +25,12 @@ ALLOWED = {
     "systems": MODEL,
     "data": GROUND | {"synthetic"},
     "config": GROUND,
-    "flow": MODEL | {"systems", "data", "config"},
+    "flow": MODEL | {"systems", "data", "config", "convert"},
     "viz": MODEL | {"data"},
     "train": ENGINE | {"convert", "evaluation", "predict"},
     "evaluation": ENGINE | {"predict"},
     "predict": ENGINE | {"convert"},
-    "convert": ENGINE,
+    "convert": ENGINE - {"flow"},
     "export": ENGINE | {"convert"},
 }
 FORBIDDEN_EXTERNAL = {

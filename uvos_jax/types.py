@@ -85,6 +85,11 @@ class ModelSpec:
       outputs: names of what `apply` returns.
       causal: whether a frame's prediction depends on past frames only.
       num_references: frames of the video that `prepare` wants (0: none).
+      flow_direction: which flow `apply` reads under the key `flow`: `forward`, to the next frame,
+        or `backward`, to the previous one (then a stream needs no look-ahead).
+      flow_at_end: what the frame without that neighbour gets at inference: `negated` flow to its
+        only neighbour, that flow as it is (`neighbor`), the flow of the neighbour (`repeat`), or
+        `zero`, with which a single frame is a video, too.
       channel_mean / channel_std: override the constants of `normalization`, in its channel order.
     """
 
@@ -100,6 +105,8 @@ class ModelSpec:
     outputs: tuple[str, ...] = ("logits",)
     causal: bool = True
     num_references: int = 0
+    flow_direction: Literal["forward", "backward"] = "forward"
+    flow_at_end: Literal["negated", "neighbor", "repeat", "zero"] = "negated"
     channel_mean: tuple[float, float, float] | None = None
     channel_std: tuple[float, float, float] | None = None
 

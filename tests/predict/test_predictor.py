@@ -222,11 +222,6 @@ def test_flow_reaches_the_system_in_pixels_of_its_input():
     assert masks.probs[2].max() == 0
 
 
-def test_a_system_that_needs_flow_says_so():
-    with pytest.raises(DataError, match="toy needs optical flow and none was given: pass flow="):
-        Predictor(FlowRight(), GAIN).predict(video(3))
-
-
 def test_a_system_that_needs_what_a_video_lacks_says_what():
     system = Toy(requires=frozenset({"fixations"}))
     with pytest.raises(DataError, match="toy needs fixations beside the frames"):

@@ -6,7 +6,13 @@ A system with a FlowNet inside joins one of these to its own table, for example
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
+from flax import linen as nn
+
 from uvos_jax.convert import caffe_names
+from uvos_jax.convert.readers import read_official
 from uvos_jax.convert.table import (
     TRANSPOSED_CONV,
     Entry,
@@ -15,6 +21,9 @@ from uvos_jax.convert.table import (
     conv,
     joined,
 )
+from uvos_jax.convert.variables import load_variables, save_variables, unflatten
+from uvos_jax.errors import CheckpointError
+from uvos_jax.modules.flownets import FlowNetC, FlowNetS, PWCNet
 
 _TOP = 6
 
@@ -92,3 +101,56 @@ def flownets_caffe(first: str = "conv1") -> NameTable:
                 deconvolution(f"upsample_flow{level}to{level - 1}", f"upsample_flow{level}")
             )
     return joined(tables)
+
+
+# ----- networks on their own ----------------------------------------------------------------------
+
+#: Networks that estimate flow by themselves, by the names of their providers.
+NETWORKS = {"flownets": FlowNetS, "flownetc": FlowNetC, "pwc_lite": PWCNet}
+
+
+def save_network(
+    kind: str, arguments: dict[str, Any], variables: Any, path: str | os.PathLike, **options: Any
+) -> None:
+    """Writes a flow network with the arguments of its module (options: of `save_variables`)."""
+    extra = {"flow_network": {"kind": kind, "arguments": arguments}, **options.pop("extra", {})}
+    save_variables(variables, path, extra=extra, **options)
+
+
+def load_network(kind: str, path: str | os.PathLike) -> tuple[nn.Module, Any]:
+    """The module and variables of a file of `save_network`, or of FlowNetPytorch's checkpoints.
+
+    Raises:
+      CheckpointError: no such file, another network, or weights that expect images normalised
+        otherwise (flownet2-pytorch, Caffe).
+    """
+    try:
+        variables = load_variables(path)
+        stored = variables.meta.get("flow_network")
+    except CheckpointError:
+        stored, variables = None, None
+    if stored:
+        if stored["kind"] != kind:
+            raise CheckpointError(
+                f"flow weights {path} belong to {stored['kind']!r}, not to {kind!r}"
+            )
+        arguments = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in stored["arguments"].items()
+        }
+        return NETWORKS[kind](**arguments), dict(variables)
+    if kind == "pwc_lite":
+        raise CheckpointError(
+            f"{path} holds no weights of a PWC-Net made here (tools/train_flow.py writes them)"
+        )
+    arrays = read_official(path)
+    if "predict_flow2.bias" in arrays or "Convolution1:0" in arrays:
+        raise CheckpointError(
+            f"{path} holds a FlowNet of flownet2-pytorch or Caffe, which expects images normalised "
+            "otherwise; FlowNetPytorch's checkpoints (no bias in predict_flow2) can be used"
+        )
+    norm = "conv1.1.weight" in arrays
+    table = (flownets if kind == "flownets" else flownetc)(norm=norm)
+    ours, report = table.to_ours(arrays)
+    if not report.complete:
+        raise CheckpointError(f"{path} is no {kind}: {'; '.join(report.problems())}")
+    return NETWORKS[kind](norm=norm), unflatten(ours)

@@ -1,4 +1,5 @@
-"""Encodings of optical flow fields: colour wheel, angle and magnitude, resizing, camera motion.
+"""Encodings of optical flow fields: colour wheel, angle and magnitude, three 8-bit channels;
+resizing, camera motion.
 
 Flow is `(u right, v down)` in pixels of its own resolution, float32 `[...,H,W,2]`.
 """
@@ -6,11 +7,13 @@ Flow is `(u right, v down)` in pixels of its own resolution, float32 `[...,H,W,2
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from uvos_jax.errors import ConfigError
 from uvos_jax.ops.resize import resize_bilinear
 
 #: Lengths of the wheel's segments red-yellow, yellow-green, green-cyan, cyan-blue, blue-magenta,
@@ -37,7 +40,7 @@ def color_wheel() -> np.ndarray:
 
 def flow_to_color(
     flow: Float[Array, "*B H W 2"],
-    max_flow: float | None = None,
+    max_flow: float | Literal["clip"] | None = None,
     *,
     quantize: bool = True,
     epsilon: float = 1e-5,
@@ -46,7 +49,8 @@ def flow_to_color(
 
     Args:
       max_flow: speed in pixels that is fully saturated; None takes each frame's maximum, as the
-        published pipelines of MATNet and FusionSeg do.
+        published pipelines of MATNet and FusionSeg do; `clip` the maximum over the frames of a
+        clip (the axis before H), which keeps speeds comparable between them.
       quantize: round down to whole levels, as an 8-bit picture holds them.
       epsilon: added to the maximum; 1e-5 in the Python pipelines, 2e-16 in the MATLAB ones.
 
@@ -58,6 +62,8 @@ def flow_to_color(
     u, v = flow[..., 0], flow[..., 1]
     if max_flow is None:
         largest = jnp.sqrt(u * u + v * v).max(axis=(-2, -1), keepdims=True)
+    elif max_flow == "clip":
+        largest = jnp.sqrt(u * u + v * v).max(axis=(-3, -2, -1), keepdims=True)
     else:
         largest = jnp.float32(max_flow)
     u, v = u / (largest + epsilon), v / (largest + epsilon)
@@ -73,29 +79,82 @@ def flow_to_color(
     return jnp.where(unknown[..., None], 0.0, image)
 
 
+#: Ways to encode a direction: `acos`, unsigned in [0, pi]; `atan2`, signed in [-pi, pi]; `sincos`,
+#: two channels (cos, sin), without a seam.
+ANGLE_MODES = ("acos", "atan2", "sincos")
+
+
 def flow_to_angle_magnitude(
     flow: Float[Array, "*B H W 2"],
     *,
     diagonal: float | None = None,
     zero_below: float = 0.0,
-) -> Float[Array, "*B H W 2"]:
+    mode: str = "acos",
+) -> Float[Array, "*B H W C"]:
     """MP-Net's input: unsigned angle `arccos(u/|w|)` in [0, pi] and `|w| / (diagonal / 6)`.
 
     Args:
       diagonal: of the frame the flow was computed on, in pixels; None takes this field's.
       zero_below: angles of flow slower than this many pixels are set to 0 (1 at test time on
         estimated flow, 0 in training).
+      mode: see `ANGLE_MODES`; MP-Net's is `acos`, which cannot tell up from down.
+
+    Returns:
+      two channels, three with `sincos`. Where nothing moves every angle channel is 0.
+
+    Raises:
+      ConfigError: unknown mode.
     """
+    if mode not in ANGLE_MODES:
+        raise ConfigError(f"angle mode {mode!r} is unknown: use one of {', '.join(ANGLE_MODES)}")
     H, W = flow.shape[-3:-1]
     if diagonal is None:
         diagonal = float(np.hypot(H, W))
-    u = flow[..., 0]
+    u, v = flow[..., 0], flow[..., 1]
     square = jnp.sum(flow * flow, axis=-1)
     moving = square > 1e-12
     magnitude = jnp.where(moving, jnp.sqrt(jnp.where(moving, square, 1.0)), 0.0)
     cosine = jnp.where(moving, u / jnp.where(moving, magnitude, 1.0), 1.0)
-    angle = jnp.where(moving & (magnitude > zero_below), jnp.arccos(jnp.clip(cosine, -1, 1)), 0.0)
-    return jnp.stack([angle, magnitude / (diagonal / 6)], axis=-1)
+    if mode == "acos":
+        angles = [jnp.arccos(jnp.clip(cosine, -1, 1))]
+    elif mode == "atan2":
+        angles = [jnp.arctan2(jnp.where(moving, v, 0.0), jnp.where(moving, u, 1.0))]
+    else:
+        angles = [cosine, jnp.where(moving, v / jnp.where(moving, magnitude, 1.0), 0.0)]
+    fast = moving & (magnitude > zero_below)
+    angles = [jnp.where(fast, angle, 0.0) for angle in angles]
+    return jnp.stack([*angles, magnitude / (diagonal / 6)], axis=-1)
+
+
+def flow_to_components(
+    flow: Float[Array, "*B H W 2"],
+    *,
+    scale: float = 16.0,
+    center: float = 128.0,
+    quantize: bool = True,
+) -> Float[Array, "*B H W 3"]:
+    """Three channels 0..255: u, v and speed, each `scale w + center`, cut off at the ends.
+
+    The three-channel input of action-recognition networks (Gkioxari and Malik, "Finding Action
+    Tubes", CVPR 2015, on Brox's flow): an image whose grey means rest and whose contrast is speed.
+    With the defaults vectors up to 8 px are told apart.
+
+    Args:
+      quantize: round to whole levels.
+    """
+    flow = flow.astype(jnp.float32)
+    speed = jnp.sqrt(jnp.sum(flow * flow, axis=-1, keepdims=True))
+    image = jnp.clip(jnp.concatenate([flow, speed], axis=-1) * scale + center, 0.0, 255.0)
+    return jnp.round(image) if quantize else image
+
+
+def through_8_bits(x: Float[Array, "*B H W C"]) -> Float[Array, "*B H W C"]:
+    """What is left of maps stored as 8-bit pictures stretched from each channel's minimum to its
+    maximum, as the releases of MP-Net store angle and speed."""
+    low = x.min(axis=(-3, -2), keepdims=True)
+    span = x.max(axis=(-3, -2), keepdims=True) - low
+    levels = jnp.round((x - low) / jnp.where(span > 0, span, 1.0) * 255)
+    return levels / 255 * span + low
 
 
 def resize_flow(flow: Float[Array, "*B H W 2"], size: tuple[int, int]) -> Float[Array, "*B h w 2"]:

@@ -31,8 +31,9 @@ from uvos_jax.errors import (
 )
 from uvos_jax.ops.resize import resize_bilinear
 from uvos_jax.predict.adapt import Adapter, Lesson, Session
+from uvos_jax.predict.flow import FlowFunction, flow_of_video
 from uvos_jax.predict.results import FrameResult, Masks
-from uvos_jax.predict.windows import FlowFunction, Window, prefetched, windows
+from uvos_jax.predict.windows import Window, prefetched, windows
 from uvos_jax.types import State
 
 __all__ = ["FrameResult", "Masks", "Predictor"]
@@ -59,9 +60,10 @@ class Predictor:
       overlap: frames shared by neighbouring windows of a system that looks at the future (their
         probabilities are blended); None takes half a window. Other systems carry a state from
         window to window instead.
-      flow: for systems that need optical flow: `flow(frames uint8 [N+1,H,W,3]) -> [N,H,W,2]`,
-        pixels from each frame to the next. The last frame gets the negated flow to its
-        predecessor.
+      flow: for systems that need optical flow: the name of a provider (`uvos_jax.flow`), a folder
+        of flow files, or a function `flow(frames uint8 [N+1,H,W,3]) -> [N,H,W,2]`, pixels from
+        each frame to the next. None takes the default provider. Direction and the frame at the end
+        are the system's (`ModelSpec.flow_direction`, `flow_at_end`).
       adapt: whether a system that can adapt to a video does (see `uvos_jax.predict.adapt`); what
         it learned is in `lessons` afterwards.
 
@@ -81,7 +83,7 @@ class Predictor:
         flip: bool = False,
         chunk: int | None = None,
         overlap: int | None = None,
-        flow: FlowFunction | None = None,
+        flow: str | Path | FlowFunction | None = None,
         adapt: bool = True,
     ):
         spec = system.spec
@@ -101,7 +103,7 @@ class Predictor:
 
             get_preset(crf)
         self.system, self.crf, self.threshold = system, crf or None, threshold
-        self.flip, self.flow = flip, flow
+        self.flip = flip
         self.references = references or spec.num_references
         own_length = spec.clip_len if spec.temporal == "clip" or not spec.causal else CHUNK
         self.adapter: Adapter | None = None
@@ -116,6 +118,7 @@ class Predictor:
                     f"{spec.name} adapts at the start of windows of {own_length} frames: leave "
                     f"chunk={chunk} out, or pass adapt=False"
                 )
+        self.flow = self._flow_provider(flow)
         self.chunk = chunk or own_length
         self.overlap = 0 if spec.causal else _check_overlap(overlap, self.chunk)
         self.variables = self._fit(variables)
@@ -192,6 +195,26 @@ class Predictor:
                     "Predictor.load)"
                 )
             return cls.load(file, **options)
+
+    def _flow_provider(self, flow: str | Path | FlowFunction | None) -> FlowFunction | None:
+        """The function behind a provider's name; the default one if flow is needed and none given.
+
+        Raises:
+          ConfigError: an unknown provider. UnsupportedError, CheckpointError, DataError: one that
+            lacks its library, weights or files.
+        """
+        needed = set(self.system.spec.requires)
+        if self.adapter is not None:
+            needed |= self.adapter.plan.requires
+        if callable(flow) or (flow is None and "flow" not in needed):
+            return flow
+        if "flow" not in needed:
+            raise ConfigError(
+                f"{self.system.spec.name} reads no optical flow: leave flow={str(flow)!r} out"
+            )
+        from uvos_jax.flow import DEFAULT_PROVIDER, make_provider
+
+        return make_provider(flow or DEFAULT_PROVIDER)
 
     def _fit(self, variables: Mapping[str, Any]) -> dict[str, Any]:
         """Checks the variables against the system and puts them on the device once."""
@@ -332,28 +355,11 @@ class Predictor:
                 f"{spec.name} needs {', '.join(sorted(missing))} beside the frames, which a video "
                 "does not hold: run system.predict on batches of your own"
             )
-        teaching = self.adapter.plan.requires if self.adapter else frozenset()
-        if self.flow is None and "flow" in teaching:
-            raise DataError(
-                f"{spec.name} needs optical flow to adapt to a video and none was given: pass "
-                "flow=FUNCTION to Predictor, for example one made of uvos_jax.ops.tvl1, or "
-                "adapt=False (uvos predict --no-adapt)"
-            )
         if stream and self.adapter is not None:
             raise UnsupportedError(
                 f"{spec.name} adapts to a video, for which a stream has too few frames at its "
                 "start: use predict() on the whole video, teach it with another one "
                 "(Predictor.taught), or pass adapt=False (uvos predict --no-adapt)"
-            )
-        if "flow" in spec.requires and self.flow is None:
-            raise DataError(
-                f"{spec.name} needs optical flow and none was given: pass flow=FUNCTION to "
-                "Predictor, for example one made of uvos_jax.ops.tvl1"
-            )
-        if stream and "flow" in spec.requires:
-            raise UnsupportedError(
-                f"{spec.name} needs the flow to the next frame, which a stream does not have yet: "
-                "use predict() on the whole video"
             )
         if stream and not spec.causal:
             raise UnsupportedError(
@@ -369,14 +375,17 @@ class Predictor:
 
     def _results(self, reader: VideoReader) -> Iterator[FrameResult]:
         first = states = self._first_states(reader)
-        flow = self.flow if "flow" in self.system.spec.requires else None
+        spec = self.system.spec
+        frames: Iterable[Any] = reader
+        if "flow" in spec.requires:
+            frames = flow_of_video(self.flow, reader, reader, self.chunk, spec)
         blend = _Blend()
         waiting = None
         session = self.adapter.start(self.variables) if self.adapter else None
         if session is not None:
             self.lessons = session.lessons
-        for window in prefetched(windows(reader, self.chunk, self.overlap, flow)):
-            if not self.system.spec.causal:
+        for window in prefetched(windows(frames, self.chunk, self.overlap)):
+            if not spec.causal:
                 states = first
             if session is not None:
                 self._learn(session, window)
@@ -429,6 +438,9 @@ class Predictor:
     ) -> Iterator[np.ndarray]:
         """Yields a mask for every frame as it arrives, looking at the past only.
 
+        Systems that read flow to the next frame are one frame behind, and give the last mask when
+        the stream ends; those that read flow to the previous frame are not.
+
         Args:
           frames: uint8 `[H,W,3]` RGB, all of one size; may be endless.
           probabilities: yield float32 `[H,W]` probabilities instead of uint8 0/1 masks.
@@ -444,24 +456,36 @@ class Predictor:
     def _stream(
         self, frames: Iterable[np.ndarray], reader: VideoReader | None = None
     ) -> Iterator[FrameResult]:
-        states, size = (), None
+        """Results of a stream; `reader` names its frames if they are those of a video."""
+        states: tuple = ()
+        flow, spec = None, self.system.spec
+        checked: Iterable[Any] = self._checked(frames)
+        if "flow" in spec.requires:
+            checked = flow_of_video(self.flow, reader, checked, 1, spec)
+        for index, item in enumerate(checked):
+            frame, flow = item if isinstance(item, tuple) else (item, None)
+            if index == 0:
+                states = self._empty_states(self.input_size(frame.shape[:2]))
+            states, probs = self._run(states, frame[None], None if flow is None else flow[None])
+            name = reader.frame_name(index) if reader else f"{index:05d}"
+            yield self._finish(index, name, frame, np.array(probs)[0])
+
+    @staticmethod
+    def _checked(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        size = None
         for index, frame in enumerate(frames):
             frame = np.asarray(frame)
             if frame.ndim != 3 or frame.shape[-1] != 3 or frame.dtype != np.uint8:
                 raise ShapeError(
                     f"frame {index} must be uint8 [H,W,3] RGB, got {frame.dtype} {frame.shape}"
                 )
-            if size is None:
-                size = frame.shape[:2]
-                states = self._empty_states(self.input_size(size))
+            size = size or frame.shape[:2]
             if frame.shape[:2] != size:
                 raise ShapeError(
                     f"frame {index} is {frame.shape[:2]}, the stream began with {size}; start "
                     "a new stream"
                 )
-            states, probs = self._run(states, frame[None], None)
-            name = reader.frame_name(index) if reader else f"{index:05d}"
-            yield self._finish(index, name, frame, np.array(probs)[0])
+            yield frame
 
 
 class _Blend:

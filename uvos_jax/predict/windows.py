@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import itertools
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
-from uvos_jax.errors import DataError
+from uvos_jax.predict.flow import FlowFunction, with_flow
 
-#: `flow(frames uint8 [N+1,H,W,3]) -> float32 [N,H,W,2]`, pixels from each frame to the next.
-FlowFunction = Callable[[np.ndarray], np.ndarray]
+__all__ = ["FlowFunction", "Window", "prefetched", "windows"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +23,7 @@ class Window:
     Attributes:
       start: index of the first frame.
       frames: uint8 `[T,H,W,3]`.
-      flow: float32 `[T,H,W,2]` to the next frame, or None.
+      flow: float32 `[T,H,W,2]` to the next (or previous) frame, or None.
       count: frames that exist; those after them are fill-in.
       final: frames of the video before this index appear in no later window.
     """
@@ -38,7 +36,7 @@ class Window:
 
 
 def windows(
-    frames: Iterable[np.ndarray], length: int, overlap: int = 0, flow: FlowFunction | None = None
+    frames: Iterable[Any], length: int, overlap: int = 0, flow: FlowFunction | None = None
 ) -> Iterator[Window]:
     """Yields windows of `length` frames, each sharing `overlap` with the one before.
 
@@ -47,11 +45,13 @@ def windows(
     walking back from the last frame, as is a video shorter than one window.
 
     Args:
-      frames: uint8 `[H,W,3]`, taken one by one.
-      flow: computes flow in batches of `length` pairs; the last frame of the video gets the
-        negated flow to its predecessor.
+      frames: uint8 `[H,W,3]`, taken one by one; or pairs of a frame and its flow.
+      flow: computes flow to the next frame in batches of `length` pairs; the last frame of the
+        video gets the negated flow to its predecessor.
     """
-    pairs = _with_flow(frames, flow, length) if flow else zip(frames, itertools.repeat(None))
+    if flow:
+        frames = with_flow(frames, flow, length)
+    pairs = (x if isinstance(x, tuple) else (x, None) for x in frames)
     previous = None
     for start, held, count in _cut(pairs, length, overlap):
         if previous is not None:
@@ -86,25 +86,6 @@ def _window(start: int, held: list, count: int, length: int, *, final: int) -> W
 def _walk_back(i: int, count: int) -> int:
     """Index i, reflected at the last of `count` frames, and stopped at the first."""
     return i if i < count else max(2 * (count - 1) - i, 0)
-
-
-def _with_flow(
-    frames: Iterable[np.ndarray], flow: FlowFunction, batch: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    held: list[np.ndarray] = []
-    before = None
-    for frame in frames:
-        held.append(frame)
-        if len(held) == batch + 1:
-            yield from zip(held[:-1], flow(np.stack(held)), strict=True)
-            before, held = held[-2], held[-1:]
-    if len(held) > 1:
-        yield from zip(held[:-1], flow(np.stack(held)), strict=True)
-        before = held[-2]
-    if held and before is None:
-        raise DataError("the video has one frame only: optical flow needs at least two")
-    if held:
-        yield held[-1], -flow(np.stack([held[-1], before]))[0]
 
 
 def prefetched(items: Iterator[Any], depth: int = 2) -> Iterator[Any]:

@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from uvos_jax.data.flow_files import Direction
 from uvos_jax.data.schema import VOID
 from uvos_jax.data.sources.layouts import SequenceFiles, find_dataset
-from uvos_jax.data.sources.video import Sequence, VideoSource
+from uvos_jax.data.sources.video import Sequence, VideoSource, with_flow_folder
 from uvos_jax.errors import ConfigError, DataError
 
 
@@ -30,6 +31,9 @@ class DatasetSource(VideoSource):
       annotated_only: leave frames without annotation out of the sequences.
       every: keep every n-th frame of a sequence.
       clips: see `VideoSource`; here one example per annotated frame is the default.
+      flow: folder of flow files, `<flow>/<sequence>/<frame>.*` (see `data.flow_files`), absolute or
+        relative to `root`; made by tools/compute_flow.py. FlyingThings3D has its own.
+      flow_direction: `forward` or `backward`.
       fields: options of the set (`OPTIONS`) and of `VideoSource`.
 
     Raises:
@@ -59,8 +63,15 @@ class DatasetSource(VideoSource):
         every: int = 1,
         clips: str = "annotated",
         binary: bool | None = None,
+        flow: str = "",
+        flow_direction: Direction = "forward",
         **fields: Any,
     ):
+        if flow and (every > 1 or annotated_only):
+            raise ConfigError(
+                f"{self.DATASET}: flow joins consecutive frames, so none can be left out: remove "
+                "every and annotated_only (clips='annotated' draws clips at annotated frames)"
+            )
         if every < 1:
             raise ConfigError(f"every is {every}: keep every n-th frame with n at least 1")
         if binary is False and not self.IDS:
@@ -80,6 +91,8 @@ class DatasetSource(VideoSource):
         self.layout = found.layout
         files = _choose(found.sequences, sequences)
         built = [self._sequence(f, annotated_only=annotated_only, every=every) for f in files]
+        if flow:
+            built = [with_flow_folder(s, root, flow, flow_direction) for s in built]
         super().__init__(
             built, binary=not self.IDS if binary is None else binary, clips=clips, **fields
         )

@@ -10,8 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
+from uvos_jax.data.flow_files import Direction
 from uvos_jax.data.sources.layouts import davis_names
-from uvos_jax.data.sources.video import Sequence, VideoSource, match_by_stem
+from uvos_jax.data.sources.video import Sequence, VideoSource, match_by_stem, with_flow_folder
 from uvos_jax.data.video_io import list_images
 from uvos_jax.errors import ConfigError, DataError
 
@@ -69,7 +70,13 @@ class DavisLayout:
 
 
 class DavisSource(VideoSource):
-    """Clips of a DAVIS split; masks binary for 2016, ids for 2017."""
+    """Clips of a DAVIS split; masks binary for 2016, ids for 2017.
+
+    Args:
+      flow: folder of flow files, `<flow>/<sequence>/<frame>.*` (see `data.flow_files`), absolute or
+        relative to `root`; made by tools/compute_flow.py.
+      flow_direction: `forward` or `backward`.
+    """
 
     ACCEPTS: ClassVar[frozenset[str]] = VideoSource.ACCEPTS
 
@@ -80,6 +87,8 @@ class DavisSource(VideoSource):
         *,
         year: int = 2016,
         resolution: str = "480p",
+        flow: str = "",
+        flow_direction: Direction = "forward",
         **clips,
     ):
         layout = DavisLayout(root, split, year=year, resolution=resolution)
@@ -87,5 +96,8 @@ class DavisSource(VideoSource):
         for name in layout.sequences:
             frames = layout.frame_paths(name)
             masks = match_by_stem(frames, layout.mask_paths(name), name)
-            sequences.append(Sequence(name, tuple(frames), masks))
+            sequence = Sequence(name, tuple(frames), masks)
+            if flow:
+                sequence = with_flow_folder(sequence, root, flow, flow_direction)
+            sequences.append(sequence)
         super().__init__(sequences, **{"binary": int(year) == 2016, **clips})

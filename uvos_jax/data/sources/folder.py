@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence as Names
 from pathlib import Path
 
-from uvos_jax.data.sources.video import Sequence, VideoSource, match_by_stem
+from uvos_jax.data.flow_files import Direction
+from uvos_jax.data.sources.video import Sequence, VideoSource, match_by_stem, with_flow_folder
 from uvos_jax.data.video_io import list_images
 from uvos_jax.errors import DataError
 
@@ -19,6 +20,9 @@ class FolderSource(VideoSource):
       frames, masks: names of the folders inside; `frames=""` if the frames lie directly in the
         sequence's folder, `masks=""` for videos without any masks.
       sparse: allow frames without mask (flagged by `has_mask`).
+      flow: folder of flow files, `<flow>/<sequence>/<frame>.*` (see `data.flow_files`), absolute or
+        relative to `root`; made by tools/compute_flow.py.
+      flow_direction: `forward` or `backward`.
 
     Raises:
       DataError: no sequences, or frames without masks.
@@ -33,6 +37,8 @@ class FolderSource(VideoSource):
         frames: str = "frames",
         masks: str = "masks",
         sparse: bool = False,
+        flow: str = "",
+        flow_direction: Direction = "forward",
         **clips,
     ):
         base = Path(root) / split if split else Path(root)
@@ -53,5 +59,8 @@ class FolderSource(VideoSource):
             if masks:
                 files = list_images(base / name / masks)
                 labels = match_by_stem(images, files, name, sparse=sparse)
-            found.append(Sequence(name, tuple(images), labels))
+            sequence = Sequence(name, tuple(images), labels)
+            if flow:
+                sequence = with_flow_folder(sequence, root, flow, flow_direction)
+            found.append(sequence)
         super().__init__(found, **clips)

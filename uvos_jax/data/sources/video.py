@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from uvos_jax.data.cache import DecodedFiles
+from uvos_jax.data.flow_files import Direction, FlowFolder, read_flow
 from uvos_jax.data.sources.annotations import read_annotation
-from uvos_jax.data.sources.pfm import read_pfm
 from uvos_jax.data.video_io import read_image, read_mask
 from uvos_jax.errors import ConfigError, DataError, ShapeError
 
@@ -24,7 +24,8 @@ class Sequence:
     Attributes:
       masks: per frame a path, or several (one per object), or None.
       rule: what the values of masks mean (`annotations.read_annotation`); "": ids as stored.
-      flow: per frame the flow to the next frame (PFM), or None; empty: the set has no flow.
+      flow: per frame the file of its flow, or None; empty: there is no flow.
+      flow_direction: whether that leads to the next frame or to the previous one.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Sequence:
     masks: tuple[Path | tuple[Path, ...] | None, ...]
     rule: str = ""
     flow: tuple[Path | None, ...] = ()
+    flow_direction: str = "forward"
 
     def __post_init__(self) -> None:
         if not self.frames:
@@ -158,14 +160,16 @@ class VideoSource:
         return self.binarize(mask) if self.binary else mask
 
     def flow_of(self, sequence: Sequence, chosen: list[int], frame: np.ndarray):
-        """Flow to the next frame of the video, valid unless the clip goes on elsewhere."""
+        """Flow to the next (or previous) frame of the video, valid unless that is another frame
+        of the clip."""
         flow = np.zeros((len(chosen), *frame.shape[:2], 2), np.float32)
         valid = np.zeros(len(chosen), bool)
         for t, k in enumerate(chosen):
-            path = sequence.flow[k]
-            if path is None or (t + 1 < len(chosen) and chosen[t + 1] != k + 1):
+            path, step = sequence.flow[k], 1 if sequence.flow_direction == "forward" else -1
+            inside = 0 <= t + step < len(chosen)
+            if path is None or (inside and chosen[t + step] != k + step):
                 continue
-            field = read_pfm(path)[..., :2]
+            field = read_flow(path)
             _check_size("flow", path, field, frame)
             flow[t], valid[t] = field, True
         return flow, valid
@@ -189,6 +193,19 @@ def _check_size(kind: str, path: Path, array: np.ndarray, frame: np.ndarray) -> 
             f"{kind} {path} is {array.shape[1]}x{array.shape[0]}, its frame {frame.shape[1]}x"
             f"{frame.shape[0]}: they must have one size"
         )
+
+
+def with_flow_folder(
+    sequence: Sequence, root: str | Path, flow: str, direction: Direction
+) -> Sequence:
+    """The sequence with flow from `<root>/<flow>/<sequence>/<frame>.*` (`flow` may be absolute).
+
+    Raises:
+      DataError: the folder, or the flow of a frame, is missing.
+    """
+    folder = FlowFolder(Path(root) / flow, direction)
+    files = folder.files(sequence.name, [p.stem for p in sequence.frames])
+    return dataclasses.replace(sequence, flow=files, flow_direction=direction)
 
 
 def reflect(i: int, count: int) -> int:

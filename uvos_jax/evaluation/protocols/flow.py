@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
+from uvos_jax.data.flow_files import read_flo
 from uvos_jax.data.sources.layouts import SequenceFiles
 from uvos_jax.errors import DataError
 from uvos_jax.evaluation.protocols.base import Protocol, Row, mean
 from uvos_jax.metrics.flow import OUTLIER_PIXELS, OUTLIER_SHARE, flow_errors
 
-_TAG = 202021.25
 _UNKNOWN = 1e9  # flow of this length or more means "unknown" in .flo files
 
 
@@ -55,20 +55,3 @@ class OpticalFlow(Protocol):
             every = np.concatenate([row.values[name] for row in rows])
             summary[f"{name}_mean_over_frames"] = mean(every)
         return summary
-
-
-def read_flo(path: Path) -> np.ndarray:
-    """Flow float32 `[H,W,2]` (u right, v down, pixels) of a Middlebury `.flo` file."""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    if len(raw) < 12 or np.frombuffer(raw, "<f4", 1)[0] != np.float32(_TAG):
-        raise DataError(f"{path}: not a .flo file (it must begin with the float {_TAG})")
-    width, height = np.frombuffer(raw, "<i4", 2, 4).tolist()
-    if width < 1 or height < 1 or len(raw) != 12 + 8 * width * height:
-        raise DataError(
-            f"{path}: {len(raw)} bytes do not hold the {width}x{height} vectors its header "
-            "announces; the file is cut off or damaged"
-        )
-    return np.frombuffer(raw, "<f4", offset=12).reshape(height, width, 2).astype(np.float32)

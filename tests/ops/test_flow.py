@@ -1,0 +1,92 @@
+"""Encodings of flow against slow versions of their definitions."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from uvos_jax.errors import ConfigError
+from uvos_jax.ops import flow as ops
+
+
+@pytest.fixture
+def field(rng):
+    return rng.normal(0, 4, (2, 3, 9, 11, 2)).astype(np.float32)
+
+
+def middlebury(flow, largest):
+    """Colours of `[H,W,2]`, written pixel by pixel after Baker et al.'s colorcode."""
+    wheel = []
+    for n, full, moving, rises in (
+        (15, 0, 1, 1), (6, 1, 0, 0), (4, 1, 2, 1), (11, 2, 1, 0), (13, 2, 0, 1), (6, 0, 2, 0),
+    ):  # fmt: skip
+        for i in range(n):
+            color = [0, 0, 0]
+            color[full] = 255
+            color[moving] = 255 * i // n if rises else 255 - 255 * i // n
+            wheel.append(color)
+    out = np.zeros((*flow.shape[:2], 3))
+    for y, x in np.ndindex(*flow.shape[:2]):
+        u, v = flow[y, x].astype(np.float64) / (largest + 1e-5)
+        radius = np.hypot(u, v)
+        position = (np.arctan2(-v, -u) / np.pi + 1) / 2 * 54
+        k = int(position)
+        for c in range(3):
+            a, b = wheel[k][c] / 255, wheel[(k + 1) % 55][c] / 255
+            color = a + (position - k) * (b - a)
+            color = 1 - radius * (1 - color) if radius <= 1 else color * 0.75
+            out[y, x, c] = np.floor(255 * color)
+    return out
+
+
+def test_colors_equal_the_middlebury_code_to_one_level(field):
+    speed = np.linalg.norm(field, axis=-1)
+    ours = np.asarray(ops.flow_to_color(jnp.asarray(field)))
+    oracle = middlebury(field[1, 2], speed[1, 2].max())
+    assert np.abs(ours[1, 2] - oracle).max() <= 1
+    assert (ours[1, 2] != oracle).mean() < 0.02
+    clip = np.asarray(ops.flow_to_color(jnp.asarray(field), "clip"))
+    assert np.abs(clip[1, 2] - middlebury(field[1, 2], speed[1].max())).max() <= 1
+    fixed = np.asarray(ops.flow_to_color(jnp.asarray(field), 2.0))
+    assert np.abs(fixed[0, 0] - middlebury(field[0, 0], 2.0)).max() <= 1
+
+
+def test_rest_is_white_and_unknown_flow_black():
+    flow = jnp.zeros((4, 5, 2)).at[1, 2, 0].set(1e10).at[2, 2].set(jnp.nan)
+    image = np.asarray(ops.flow_to_color(flow))
+    assert (image[1, 2] == 0).all()
+    assert (image[2, 2] == 0).all()
+    assert (image[0] == 255).all()
+
+
+def test_angle_and_magnitude_of_known_vectors():
+    flow = jnp.asarray([[[3.0, 4.0], [-3.0, -4.0]], [[0.0, 0.0], [0.5, 0.0]]])
+    got = np.asarray(ops.flow_to_angle_magnitude(flow, diagonal=60.0))
+    np.testing.assert_allclose(got[..., 1], [[0.5, 0.5], [0.0, 0.05]], atol=1e-6)
+    up_or_down = np.arccos(0.6)
+    np.testing.assert_allclose(got[0, :, 0], [up_or_down, np.pi - up_or_down], atol=1e-6)
+    assert got[1, 0, 0] == 0
+    slow = ops.flow_to_angle_magnitude(-flow, diagonal=60.0, zero_below=1.0)
+    assert slow[1, 1, 0] == 0
+    signed = ops.flow_to_angle_magnitude(flow, mode="atan2")
+    np.testing.assert_allclose(signed[0, :, 0], [np.arctan2(4, 3), np.arctan2(-4, -3)], atol=1e-6)
+    both = ops.flow_to_angle_magnitude(flow, mode="sincos")
+    np.testing.assert_allclose(both[0, 0], [0.6, 0.8, 30 / np.hypot(2, 2)], rtol=1e-6)
+    with pytest.raises(ConfigError, match="angle mode 'arccos' is unknown: use one of acos"):
+        ops.flow_to_angle_magnitude(flow, mode="arccos")
+
+
+def test_three_channels_are_grey_at_rest_and_cut_off_at_their_ends():
+    flow = jnp.asarray([[[0.0, 0.0], [2.0, -1.0], [30.0, -30.0]]])
+    got = np.asarray(ops.flow_to_components(flow))[0]
+    np.testing.assert_array_equal(got[0], 128)
+    np.testing.assert_array_equal(got[1], [160, 112, np.round(128 + 16 * np.sqrt(5))])
+    np.testing.assert_array_equal(got[2], [255, 0, 255])
+
+
+def test_eight_bits_keep_256_levels_between_the_extremes(field):
+    got = np.asarray(ops.through_8_bits(jnp.asarray(field)))
+    span = np.ptp(field, axis=(2, 3), keepdims=True)
+    assert (np.abs(got - field) <= span / 255 / 2 + 1e-4).all()
+    for reduce in (np.min, np.max):
+        np.testing.assert_allclose(reduce(got, (2, 3)), reduce(field, (2, 3)), atol=1e-4)
+    np.testing.assert_array_equal(ops.through_8_bits(jnp.ones((3, 4, 1))), 1.0)
