@@ -265,9 +265,9 @@ def share_weighted_bce(logits: jax.Array, target: jax.Array, weights: jax.Array)
 class DLVS(System):
     """DLVS on video: windows of `clip_len` frames, of which each but the last sees its successor.
 
-    Neighbouring windows share a frame, whose result comes from the window that also holds the
-    frame after it. The maps are spread over 0..1 frame by frame, as the release stores them
-    (`stretch`); thresholds are not part of this work.
+    Neighbouring windows overlap by half and are blended: the frame at a window's end, which is
+    paired with the one before it, counts least in its mean. The maps are spread over 0..1 frame by
+    frame, as the release stores them (`stretch`); thresholds are not part of this work.
     """
 
     card = ModelCard(
@@ -276,6 +276,7 @@ class DLVS(System):
         venue="TIP",
         official_weights="Keras, linked from github.com/wenguanwang/ViSalientObject",
         parity="names and layers of the release; NumPy oracle within 1e-4",
+        learned="J 0.01 to 0.21 in 240 steps",
     )
     parameter_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "static": (r"^static/",),
