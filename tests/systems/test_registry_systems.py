@@ -49,6 +49,8 @@ def make_batch(system, batch_size=2, clip_len=None, seed=0):
     if "flow" in system.spec.requires:
         batch["flow"] = rng.standard_normal((B, T, H, W, 2)).astype(np.float32)
         batch["flow_valid"] = np.ones((B, T), bool)
+    if "fixations" in {*system.spec.requires, *system.training_requires}:
+        batch["fixations"] = masks.astype(np.float32)
     for key, shape in shapes.items():
         batch.setdefault(key, np.zeros((B, T, *shape.shape[2:]), shape.dtype))
     return jax.tree.map(jnp.asarray, batch)

@@ -47,6 +47,9 @@ class System:
     #: How parameters change while a video is segmented; None: they do not.
     adaptation: Adaptation | None = None
 
+    #: Batch keys that `loss_fn` needs beyond masks and what `spec.requires` names.
+    training_requires: frozenset[str] = frozenset()
+
     def __init__(self, config: Any):
         self.config = config
 

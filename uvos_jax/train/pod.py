@@ -153,6 +153,8 @@ def abstract_batch(system: Any, config: Any, phase: Phase, mesh: Mesh, rows: int
     }
     for key, value in system.example_batch(rows, (H, W)).items():
         shapes.setdefault(key, ((rows, T, *value.shape[2:]), value.dtype))
+    if "fixations" in system.training_requires:
+        shapes["fixations"] = ((rows, T, H, W), jnp.float32)
     if "flow" in shapes:
         shapes["flow_valid"] = ((rows, T), jnp.bool_)
     sharding = meshes.batch_sharding(mesh)

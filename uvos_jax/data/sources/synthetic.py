@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import jax.numpy as jnp
 import numpy as np
 
 from uvos_jax import synthetic
@@ -16,6 +17,7 @@ class SyntheticSource:
       preset: `default`, `fast` or `test`, see `uvos_jax.synthetic.config`.
       size: (H, W). clip_len: frames. label: what masks mark.
       flow: also give exact flow (frames are then one time unit apart).
+      fixations: also give made-up maps of fixations, see `synthetic.fixation_maps`.
       scene: further fields of the scene configuration.
     """
 
@@ -29,6 +31,7 @@ class SyntheticSource:
         clip_len: int = 2,
         label: str = "salient",
         flow: bool = False,
+        fixations: bool = False,
         length: int = 100_000,
         seed: int = 0,
         scene: Any = (),
@@ -37,7 +40,7 @@ class SyntheticSource:
             preset, height=size[0], width=size[1], frames=clip_len, label=label, **dict(scene)
         )
         self.outputs = ("video", "mask", "flow_fw") if flow else ("video", "mask")
-        self.seed = seed
+        self.seed, self.fixations = seed, fixations
         self.clips = synthetic.GrainSource(self.cfg, length, seed=seed, outputs=self.outputs)
 
     def __len__(self) -> int:
@@ -45,7 +48,11 @@ class SyntheticSource:
 
     def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """Clip `index`; nothing else is random."""
-        return self.clips[index]
+        return self[index]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.clips[index]
+        example = self.clips[index]
+        if self.fixations:
+            maps = synthetic.fixation_maps(jnp.asarray(example["masks"]))
+            example = {**example, "fixations": np.asarray(maps)}
+        return example

@@ -28,6 +28,7 @@ class ConvBNReLU(nn.Module):
     features: int
     kernel_size: int
     dilation: int = 1
+    stride: int = 1
     use_bias: bool = False
     freeze_bn: bool = False
     dtype: Any = jnp.float32
@@ -37,6 +38,7 @@ class ConvBNReLU(nn.Module):
         x = Conv(
             self.features,
             self.kernel_size,
+            stride=self.stride,
             dilation=self.dilation,
             use_bias=self.use_bias,
             dtype=self.dtype,
