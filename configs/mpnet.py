@@ -1,0 +1,146 @@
+"""MP-Net (Tokmakov, Alahari, Schmid, CVPR 2017): configurations.
+
+    uvos train --config configs/mpnet.py:full --workdir runs/mpnet
+
+`full` is the published recipe (`train.lua` of the release): FlyingThings3D at half size, crops of
+200x360, mirrored, batch 13, 27 epochs of 3221 steps; SGD with momentum 0.9, rate 3e-3 with weight
+decay 5e-3 on all weights for nine epochs, both ten times smaller for nine, and again for nine. The
+release picks pixels when it halves, our pipeline interpolates; crops are 405x720 of 540x960 pixels
+where the release's are 400x720. Inference at 232x424 for any frame size; `smallest_side` is the
+README's rule for other data.
+
+Published, DAVIS-16 val with objectness and CRF: J 70.0 (recall 85.0, decay 1.3), F 65.9 (79.2,
+2.5), T 57.2; all 50 videos J 69.7, F 66.3 (davischallenge.org). Stages of the method there, from
+memory of the paper: network alone J 52.4, with objectness 63.3, with CRF 69.7. By flow (re-run on
+50 videos, zhxl0903/MP-Net-Optical-Flow-Benchmark): LDOF 69.9, EpicFlow 67.7, FlowNet2 69.8, PWC-Net
+67.7, SelFlow 70.1, SPyNet 64.6.
+
+Variants: `full`, `atan2`, `sincos`, `raw` (other encodings of flow), `eight_bit` (through 8-bit
+pictures as the release), `other_data` (smallest side 232), `tiny` (tests).
+"""
+
+from _base import get_base_config, parse_arg
+from ml_collections import ConfigDict
+
+STEPS_PER_EPOCH = 3221  # 41 870 samples in batches of 13
+ENCODINGS = ("atan2", "sincos", "raw")
+VARIANTS = ("full", *ENCODINGS, "eight_bit", "other_data", "tiny")
+
+
+def get_config(arg: str = "full") -> ConfigDict:
+    """The configuration of a variant, with `model` overrides: `"tiny,angle_mode=raw"`."""
+    variant, overrides = parse_arg(arg)
+    if variant not in VARIANTS:
+        raise ValueError(f"unknown variant {variant!r}: use one of {', '.join(VARIANTS)}")
+    config = full()
+    if variant in ENCODINGS:
+        config.model.angle_mode = variant
+    elif variant == "eight_bit":
+        config.model.eight_bit = True
+    elif variant == "other_data":
+        config.model.network_size = ()
+        config.model.smallest_side = 232
+    elif variant == "tiny":
+        tiny(config)
+    for key, value in overrides.items():
+        set_model_field(config, key, value)
+    return config
+
+
+def set_model_field(config: ConfigDict, key: str, value: str) -> None:
+    """Sets `model.key` from text, as the type of its default."""
+    if key not in config.model:
+        raise ValueError(f"model has no field {key!r}; it has {', '.join(config.model)}")
+    kind = type(config.model[key])
+    if kind is bool:
+        config.model[key] = value.lower() in ("1", "true", "yes")
+    elif kind in (str, int, float):
+        config.model[key] = kind(value)
+    else:
+        raise ValueError(
+            f"model.{key} cannot be set in the config's name; use --config.model.{key}"
+        )
+
+
+def full() -> ConfigDict:
+    """The published recipe."""
+    config = get_base_config()
+
+    config.model.name = "mpnet"
+    config.model.widths = (64, 128, 256, 256, 256, 256)  # first layer, strides 2 to 32
+    config.model.decoder = 256
+    config.model.head = 512
+    # encoding
+    config.model.angle_mode = "acos"  # acos | atan2 | sincos | raw
+    config.model.eight_bit = False  # through 8-bit pictures, as the release
+    config.model.zero_below = 1.0  # px; at test time only
+    config.model.train_diagonal = 550.73  # of 480x270, of which training sees crops; 0: the field's
+    # inference
+    config.model.input_size = ()  # frames and flow at their own size ...
+    config.model.network_size = (232, 424)  # ... until flow is encoded
+    config.model.smallest_side = 0  # instead of network_size
+    # recipe
+    config.model.stage_factors = (1.0, 0.1, 0.01)  # on rate and weight decay
+
+    config.data.train = (
+        {
+            "name": "flyingthings3d",
+            "group": "default",
+            "weight": 1.0,
+            "root": "data/FlyingThings3D",
+            "split": "train",
+        },
+    )
+    config.data.eval = ()
+    config.data.batch_size = 13
+    config.data.clip_len = 1
+    config.data.size = (200, 360)
+    config.data.augment = {"flip": 0.5, "scale": (1.0, 1.0), "crop": (0.75, 0.75)}
+
+    config.optim.name = "sgd"
+    config.optim.lr = 3e-3
+    config.optim.momentum = 0.9
+    config.optim.weight_decay = 5e-3
+
+    config.train.total_steps = 27 * STEPS_PER_EPOCH
+    config.train.checkpoint_every = STEPS_PER_EPOCH
+    config.predict.crf = "mpnet"
+    return config
+
+
+def tiny(config: ConfigDict) -> None:
+    """The same topology, narrow, at 64x64 on synthetic data, in seconds."""
+    config.model.widths = (8, 16, 16, 16, 16, 16)
+    config.model.decoder = 16
+    config.model.head = 32
+    config.model.zero_below = 0.05  # 64 pixels a side, not 480
+    config.model.train_diagonal = 0.0
+    config.model.input_size = (64, 64)
+    config.model.network_size = ()
+    config.model.stage_factors = (1.0, 0.3, 0.1)
+
+    config.data.train = (
+        {
+            "name": "synthetic",
+            "group": "default",
+            "weight": 1.0,
+            "preset": "test",
+            "label": "moving",
+            "flow": True,
+        },
+    )
+    config.data.batch_size = 8
+    config.data.clip_len = 2  # the last frame of a synthetic clip has no flow
+    config.data.size = (64, 64)
+    config.data.augment = {"flip": 0.5}
+
+    config.optim.name = "adam"
+    config.optim.lr = 1e-2
+    config.optim.weight_decay = 0.0
+    config.optim.clip_norm = 1.0
+
+    config.predict.crf = ""
+
+    config.train.total_steps = 30
+    config.train.log_every = 1
+    config.train.checkpoint_every = 15

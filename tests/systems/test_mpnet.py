@@ -1,0 +1,219 @@
+"""MP-Net's own properties, on the tiny network, and each of its formulas against loops."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import uvos_jax as uvos
+from uvos_jax.errors import ConfigError, DataError, ShapeError
+from uvos_jax.systems.mpnet import combine, objectness
+from uvos_jax.train.stages import plan
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    system = uvos.build("mpnet:tiny")
+    rng = np.random.default_rng(2)
+
+    def draw(path, leaf):
+        if path[-1].key == "kernel":
+            scale = np.sqrt(2 / np.prod(leaf.shape[:-1]))
+            return jnp.asarray(scale * rng.standard_normal(leaf.shape), jnp.float32)
+        if path[-1].key in ("scale", "var"):
+            return jnp.asarray(0.5 + rng.random(leaf.shape), jnp.float32)
+        return jnp.asarray(0.1 * rng.standard_normal(leaf.shape), jnp.float32)
+
+    shapes = jax.eval_shape(system.init, jax.random.key(0))
+    return system, jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+@partial(jax.jit, static_argnums=0, static_argnames="train")
+def run(system, variables, batch, train=False):
+    return system.apply(variables, batch, train=train)
+
+
+def clip(H=64, W=64, T=2, seed=0):
+    rng = np.random.default_rng(seed)
+    flow = 3 * rng.standard_normal((1, T, H, W, 2))
+    return {
+        "frames": jnp.zeros((1, T, H, W, 3), jnp.uint8),
+        "flow": jnp.asarray(flow, jnp.float32),
+        "masks": jnp.asarray(rng.random((1, T, H, W)) < 0.3, jnp.uint8),
+    }
+
+
+# ----- the network ----------------------------------------------------------------------------
+
+
+def test_full_network_has_as_many_parameters_as_the_release():
+    shapes = jax.eval_shape(uvos.build("mpnet").init, jax.random.key(0))
+    assert sum(x.size for x in jax.tree.leaves(shapes["params"])) == 10_774_209
+
+
+@pytest.mark.parametrize("size,half", [((64, 96), (32, 48)), ((58, 106), (29, 53))])
+def test_logits_have_half_the_size_of_the_field(tiny, size, half):
+    system, variables = tiny
+    outputs, _ = jax.eval_shape(lambda: system.apply(variables, clip(*size), train=True))
+    assert outputs["logits"].shape == (1, 2, *half, 1)
+
+
+def test_at_test_time_the_field_is_resized_to_the_network():
+    system = uvos.build("mpnet")
+    assert system.spec.input_size is None
+    assert system.module_inputs(clip(480, 856, 1))[0].shape == (1, 1, 232, 424, 2)
+    assert system.network_size((856, 480)) == (424, 232)  # portrait
+    other = uvos.build("mpnet:other_data")
+    assert other.network_size((480, 640)) == (232, 309)
+    assert other.network_size((100, 50)) == (464, 232)
+    assert uvos.build("mpnet:tiny").network_size((58, 106)) == (58, 106)
+
+
+def test_a_field_too_small_for_five_poolings_is_refused(tiny):
+    system, variables = tiny
+    with pytest.raises(ShapeError, match=r"at least 32 pixels a side, got \(31, 64\)"):
+        system.apply(variables, clip(31, 64), train=False)
+
+
+def test_missing_flow_is_named(tiny):
+    system, variables = tiny
+    batch = clip()
+    del batch["flow"]
+    with pytest.raises(DataError, match=r"nothing but the batch key 'flow'.*frames"):
+        system.apply(variables, batch, train=False)
+
+
+# ----- the encoding ---------------------------------------------------------------------------
+
+
+def slow_encoding(flow, diagonal, zero_below):
+    field = np.zeros(flow.shape)
+    for index in np.ndindex(flow.shape[:-1]):
+        u, v = (float(x) for x in flow[index])
+        length = np.hypot(u, v)
+        angle = np.arccos(np.clip(u / length, -1, 1)) if length > zero_below else 0.0
+        field[index] = angle, length / (diagonal / 6)
+    return field
+
+
+@pytest.mark.parametrize("train,diagonal,zero_below", [(True, 550.73, 0.0), (False, None, 1.0)])
+def test_angle_and_length_equal_a_slow_formula(train, diagonal, zero_below):
+    system = uvos.build("mpnet")
+    flow = np.random.default_rng(0).standard_normal((5, 7, 2)).astype(np.float32)
+    field = np.asarray(system.encode(jnp.asarray(flow), train=train))
+    expected = slow_encoding(flow, diagonal or np.hypot(5, 7), zero_below)
+    np.testing.assert_allclose(field, expected, atol=1e-4)
+    assert field[..., 0].min() >= 0
+    assert field[..., 0].max() <= np.pi
+
+
+def test_faster_flow_of_the_same_direction_changes_the_length_only():
+    system = uvos.build("mpnet:tiny")
+    flow = clip()["flow"]
+    slow, fast = (system.encode(k * flow, train=True) for k in (1, 5))
+    np.testing.assert_allclose(slow[..., 0], fast[..., 0], atol=2e-3)
+    np.testing.assert_allclose(5 * slow[..., 1], fast[..., 1], rtol=1e-5)
+
+
+def test_the_unsigned_angle_cannot_tell_up_from_down():
+    system = uvos.build("mpnet:tiny")
+    flow = clip()["flow"]
+    flipped = flow * jnp.array([1.0, -1.0])
+    np.testing.assert_allclose(system.encode(flow), system.encode(flipped), atol=1e-6)
+    signed = uvos.build("mpnet:tiny", angle_mode="atan2")
+    assert not np.allclose(signed.encode(flow), signed.encode(flipped))
+
+
+@pytest.mark.parametrize("mode,channels", [("acos", 2), ("atan2", 2), ("sincos", 3), ("raw", 2)])
+def test_encodings_and_their_channels(mode, channels):
+    system = uvos.build("mpnet:tiny", angle_mode=mode)
+    field = system.encode(jnp.zeros((1, 1, 4, 4, 2)))
+    assert field.shape[-1] == channels
+    assert np.all(field == 0)
+    kernel = jax.eval_shape(system.init, jax.random.key(0))["params"]["stream"]["block1"]["conv"]
+    assert kernel["kernel"].shape == (7, 7, channels, 8)
+
+
+def test_the_detour_over_eight_bits_keeps_range_and_loses_steps():
+    flow = clip()["flow"]
+    exact = np.asarray(uvos.build("mpnet:tiny").encode(flow))
+    rough = np.asarray(uvos.build("mpnet:tiny", eight_bit=True).encode(flow))
+    span = exact.max((2, 3)) - exact.min((2, 3))
+    assert np.all(np.abs(rough - exact).max((2, 3)) <= span / 255 * 0.51)
+    assert len(np.unique(rough[0, 0, ..., 0])) <= 256
+
+
+# ----- inference ------------------------------------------------------------------------------
+
+
+def test_objectness_counts_the_best_proposals():
+    proposals = np.zeros((4, 2, 3), bool)
+    proposals[0, 0], proposals[1, 0, 0], proposals[3, 1] = True, True, True
+    expected = [[1.0, 0.5, 0.5], [0, 0, 0]]
+    np.testing.assert_allclose(objectness(jnp.asarray(proposals), top=3), expected)
+    assert np.all(objectness(jnp.zeros((2, 3, 3))) == 0)
+
+
+@pytest.mark.parametrize("p,o,expected", [(0.6, 0.5, 0.6), (0.6, 1.0, 0.9), (0.8, 1.0, 1.0),
+                                          (0.6, 0.0, 0.3)])  # fmt: skip
+def test_probability_is_weighted_and_clipped(p, o, expected):
+    np.testing.assert_allclose(combine(jnp.float32(p), o), expected, rtol=1e-6)
+
+
+def test_prediction_takes_an_objectness_map(tiny):
+    system, variables = tiny
+    batch = clip()
+    predict = jax.jit(system.predict)
+    _, plain = predict(variables, (), batch)
+    _, none = predict(variables, (), {**batch, "objectness": jnp.zeros((1, 2, 64, 64))})
+    np.testing.assert_allclose(none, 0.5 * plain, rtol=1e-5)
+
+
+# ----- training -------------------------------------------------------------------------------
+
+
+def test_loss_is_the_mean_cross_entropy_at_half_size(tiny):
+    system, _ = tiny
+    batch = clip(8, 10)
+    batch["masks"] = batch["masks"].at[0, 0, :4, :4].set(255)
+    batch["flow_valid"] = jnp.array([[True, False]])
+    z = np.random.default_rng(1).standard_normal((1, 2, 4, 5, 1))
+    loss, _ = system.loss_fn({"logits": jnp.asarray(z)}, batch, step=0)
+    labels = np.asarray(batch["masks"])[0, 0, ::2, ::2]
+    terms = [
+        np.log1p(np.exp(-z[0, 0, y, x, 0] if labels[y, x] else z[0, 0, y, x, 0]))
+        for y, x in np.ndindex(4, 5)
+        if labels[y, x] != 255
+    ]
+    assert len(terms) == 16
+    np.testing.assert_allclose(loss, np.mean(terms), rtol=1e-5)
+
+
+def test_rate_and_decay_fall_together():
+    segments = plan(uvos.load_config("mpnet"))
+    assert [s.stage.steps for s in segments] == [9 * 3221] * 3
+    rates = [(s.config.optim.lr, s.config.optim.weight_decay) for s in segments]
+    np.testing.assert_allclose(rates, [(3e-3, 5e-3), (3e-4, 5e-4), (3e-5, 5e-5)])
+    assert not any(s.stage.reset_optimizer for s in segments)
+
+
+@pytest.mark.parametrize(
+    "field,value,message",
+    [
+        ("angle_mode", "polar", r"model\.angle_mode is 'polar'.*acos"),
+        ("stage_factors", (), r"model\.stage_factors must hold one positive factor"),
+        ("widths", (8, 8), r"model\.widths must hold 6 numbers, got \(8, 8\)"),
+    ],
+)
+def test_wrong_options_are_refused_by_name(field, value, message):
+    with pytest.raises(ConfigError, match=message):
+        uvos.build("mpnet:tiny", **{field: value})
+
+
+def test_every_variant_of_the_config_file_builds():
+    from uvos_jax.config import list_variants
+
+    for variant in list_variants("mpnet"):
+        assert uvos.build(f"mpnet:{variant}").spec.requires == {"flow"}

@@ -1,0 +1,256 @@
+"""MP-Net: learning motion patterns in videos (Tokmakov, Alahari, Schmid, CVPR 2017; "LMP").
+
+An encoder-decoder sees nothing but a dense optical flow field, as angle and length of its vectors,
+and says which pixels move independently of the camera. It learns from synthetic scenes with true
+flow (FlyingThings3D; how their labels come about is in `uvos_jax.ops.motion_labels`). On real video
+the flow is estimated; the result is weighted by an objectness map, how many of the best object
+proposals cover a pixel, and refined by a dense CRF (preset `mpnet`).
+
+Followed is the authors' Torch7 release. The angle is unsigned, `arccos(u / |w|)`, and mirrored
+examples keep it as it is (here they are mirrored first, which is what flow does in a mirror).
+`angle_mode` offers `atan2`, `sincos` and plain vectors (`raw`). `eight_bit` repeats the release's
+detour over 8-bit files. `model_paper.dat` enlarges by two where `model_new.dat` enlarges to the
+skip connection; where 32 divides both sides the two are taken to be one network. The last frame has
+no flow and no result in the release; here it gets the flow its engine supplies.
+
+Doubtful: how labels of FlyingThings3D were derived in detail, and which noisy clips were left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from uvos_jax.errors import ConfigError, DataError, ShapeError
+from uvos_jax.losses import masks
+from uvos_jax.modules.mpnet_stream import WIDTHS, MPNetStream
+from uvos_jax.ops.flow import flow_to_angle_magnitude, through_8_bits
+from uvos_jax.ops.resize import resize_bilinear, resize_nearest
+from uvos_jax.registry import register
+from uvos_jax.systems.base import System
+from uvos_jax.types import Batch, ModelCard, ModelSpec, Outputs, Phase, Stage, State
+
+ANGLE_MODES = ("acos", "atan2", "sincos", "raw")
+#: Objectness that changes nothing: `p (o + 1/2) = p`.
+NEUTRAL = 0.5
+
+
+def objectness(proposals: jax.Array, top: int = 100) -> jax.Array:
+    """How many of the best proposals cover a pixel, `[H,W]` with maximum 1 (0 without any).
+
+    Args:
+      proposals: masks `[N,H,W]`, bool or 0/1, best first; the first `top` count.
+    """
+    total = jnp.sum(proposals[:top].astype(jnp.float32), axis=0)
+    return total / jnp.maximum(jnp.max(total), 1.0)
+
+
+def combine(probability: jax.Array, objectness: jax.Array | float) -> jax.Array:
+    """`clip(p (o + 1/2), 0, 1)`."""
+    return jnp.clip(probability * (objectness + 0.5), 0.0, 1.0)
+
+
+class MotionPatternNetwork(nn.Module):
+    """`MPNetStream` on clips.
+
+    Attributes:
+      widths, decoder, head, freeze_bn, remat: see there.
+    """
+
+    widths: tuple[int, ...] = WIDTHS
+    decoder: int = 256
+    head: int = 512
+    freeze_bn: bool = False
+    remat: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, field: jax.Array, *, train: bool = False) -> Outputs:
+        """Encoded flow `[B,T,H,W,C]` to `logits [B,T,h,w,1]` at half its size."""
+        B, T, H, W, C = field.shape
+        if min(H, W) < 32:
+            raise ShapeError(f"mpnet: flow must have at least 32 pixels a side, got {(H, W)}")
+        logits = MPNetStream(
+            self.widths,
+            self.decoder,
+            self.head,
+            freeze_bn=self.freeze_bn,
+            remat=self.remat,
+            dtype=self.dtype,
+            name="stream",
+        )(field.reshape(B * T, H, W, C), train)
+        return {"logits": logits.reshape(B, T, *logits.shape[1:])}
+
+
+@register("mpnet")
+class MPNet(System):
+    """MP-Net on video: every frame by its flow to the next; the frame itself is not looked at.
+
+    At test time the field keeps its size until it is encoded (speeds count in pixels of the
+    original frame), then it is resized to the network's size by picking pixels.
+    """
+
+    card = ModelCard(
+        title="MP-Net",
+        year=2017,
+        venue="CVPR",
+        official_weights="Torch7, on the authors' project page",
+        parity="every formula against loops; layers in the order of the release",
+        davis16_j=70.0,
+        davis16_f=65.9,
+    )
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        if config.angle_mode not in ANGLE_MODES:
+            raise ConfigError(
+                f"config field model.angle_mode is {config.angle_mode!r}: use one of {ANGLE_MODES}"
+            )
+        factors = tuple(config.stage_factors)
+        if not factors or min(factors) <= 0:
+            raise ConfigError(
+                "config field model.stage_factors must hold one positive factor on rate and decay "
+                f"for each stage, got {factors}"
+            )
+        if len(config.widths) != 6:
+            raise ConfigError(
+                f"config field model.widths must hold 6 numbers, got {tuple(config.widths)}"
+            )
+        self.spec = ModelSpec(
+            name="mpnet",
+            paper="Tokmakov, Alahari, Schmid: Learning Motion Patterns in Videos, CVPR 2017",
+            temporal="frame",
+            clip_len=1,
+            input_size=tuple(config.input_size) or None,
+            stride=2,
+            normalization="unit",
+            requires=frozenset({"flow"}),
+        )
+        self.module = MotionPatternNetwork(
+            widths=tuple(config.widths),
+            decoder=config.decoder,
+            head=config.head,
+            freeze_bn=bool(config.get("freeze_bn", False)),
+            remat=bool(config.get("remat", False)),
+            dtype=self.compute_dtype,
+        )
+
+    # ----- network ------------------------------------------------------------------------
+
+    def encode(self, flow: jax.Array, *, train: bool = False) -> jax.Array:
+        """What the network eats of flow `[...,H,W,2]`: angle (one or two channels) and length.
+
+        Lengths are divided by a sixth of the frame's diagonal: the field's own, or
+        `train_diagonal` where training sees a part of a frame. At test time angles of vectors
+        shorter than `zero_below` pixels are 0, too uncertain to mean anything.
+        """
+        config = self.config
+        diagonal = float(np.hypot(*flow.shape[-3:-1]))
+        if train and config.train_diagonal:
+            diagonal = float(config.train_diagonal)
+        flow = flow.astype(jnp.float32)
+        if config.angle_mode == "raw":
+            return flow / (diagonal / 6)
+        field = flow_to_angle_magnitude(
+            flow,
+            diagonal=diagonal,
+            zero_below=0.0 if train else float(config.zero_below),
+            mode=config.angle_mode,
+        )
+        return through_8_bits(field) if config.eight_bit else field
+
+    def network_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(h, w) to which a field of (H, W) is resized at test time."""
+        H, W = size
+        fixed, side = tuple(self.config.network_size), int(self.config.smallest_side)
+        if fixed:
+            return fixed if (W >= H) == (fixed[1] >= fixed[0]) else fixed[::-1]
+        if not side:
+            return size
+        return tuple(max(side, round(n * side / min(size))) for n in size)
+
+    def module_inputs(self, batch: Batch) -> tuple[jax.Array, ...]:
+        return (self._field(batch, train=False),)
+
+    def _field(self, batch: Batch, *, train: bool) -> jax.Array:
+        if "flow" not in batch:
+            raise DataError(
+                f"mpnet sees nothing but the batch key 'flow', and the batch has {sorted(batch)}: "
+                "give float32 [B,T,H,W,2], pixels to the next frame"
+            )
+        flow = jax.lax.stop_gradient(jnp.asarray(batch["flow"]))
+        field = self.encode(flow, train=train)
+        if not train:
+            field = resize_nearest(field, self.network_size(field.shape[-3:-1]))
+        return field.astype(self.compute_dtype)
+
+    def apply(self, variables, batch, *, train, rngs=None, phase="default"):
+        field = self._field(batch, train=train)
+        if not train:
+            return self.module.apply(dict(variables), field), {}
+        outputs, updates = self.module.apply(
+            dict(variables), field, train=True, rngs=rngs, mutable=["batch_stats"]
+        )
+        return outputs, dict(updates)
+
+    # ----- training -----------------------------------------------------------------------
+
+    def loss_fn(
+        self, outputs: Outputs, batch: Batch, *, step: jax.Array | int, phase: str = "default"
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Mean cross entropy at the network's resolution, classes as they are.
+
+        Returns:
+          the loss and its terms; `iou`, of the pixels that count, is for the log only.
+        """
+        logits = outputs["logits"][..., 0].astype(jnp.float32)
+        labels = resize_nearest(jnp.asarray(batch["masks"])[..., None], logits.shape[2:4])[..., 0]
+        flags = {k: jnp.asarray(batch[k]) for k in ("valid", "has_mask") if k in batch}
+        if "flow_valid" in batch:
+            flags["valid"] = flags.get("valid", True) & jnp.asarray(batch["flow_valid"])
+        target, weights = masks.binary_target(labels), masks.pixel_weights(labels, **flags)
+        entropy = target * jax.nn.softplus(-logits) + (1.0 - target) * jax.nn.softplus(logits)
+        loss = masks.weighted_mean(entropy, weights)
+        predicted = (logits > 0).astype(jnp.float32)
+        union = jnp.sum(jnp.maximum(predicted, target) * weights)
+        overlap = jnp.sum(predicted * target * weights)
+        return loss, {"cross_entropy": loss, "iou": overlap / jnp.maximum(union, 1.0)}
+
+    def stages(self, config: Any) -> tuple[Stage, ...]:
+        """Equal parts; rate and weight decay fall from each to the next (`stage_factors`)."""
+        factors = tuple(config.model.stage_factors)
+        total, count = int(config.train.total_steps), len(factors)
+        ends = [round(total * (i + 1) / count) for i in range(count)]
+        stages = []
+        for i, (factor, start, end) in enumerate(
+            zip(factors, [0, *ends[:-1]], ends, strict=True), start=1
+        ):
+            optim = (
+                ("lr", float(config.optim.lr * factor)),
+                ("weight_decay", float(config.optim.weight_decay * factor)),
+            )
+            stages.append(
+                Stage(f"part_{i}", end - start, (Phase(),), optim=optim, reset_optimizer=False)
+            )
+        return tuple(stages)
+
+    # ----- video --------------------------------------------------------------------------
+
+    def predict(
+        self, variables: Mapping[str, Any], state: State, chunk: Batch
+    ) -> tuple[State, jax.Array]:
+        """Probabilities `[B,T,H,W]`, weighted by `objectness [B,T,H,W]` in 0..1 if it is there."""
+        outputs, _ = self.apply(variables, chunk, train=False)
+        probs = self.probabilities(outputs["logits"], chunk["flow"].shape[2:4])
+        return state, combine(probs, chunk.get("objectness", NEUTRAL))
+
+    def probabilities(self, logits: jax.Array, size: tuple[int, int]) -> jax.Array:
+        """Probability `[B,T,H,W]` of `logits [B,T,h,w,1]`: squashed, then enlarged, corners
+        aligned, as Torch's image package does."""
+        probs = jax.nn.sigmoid(logits.astype(jnp.float32))
+        return resize_bilinear(probs, size, align_corners=True)[..., 0]
