@@ -97,13 +97,19 @@ def full() -> ConfigDict:
     config.model.stage_shares = (0.475, 0.475, 0.05)  # appearance, motion, joint
     config.model.head_lr_factors = (10.0, 20.0)  # weights, biases
 
-    davis = {"name": "davis16", "group": "video", "weight": 1.0, "root": "data/DAVIS"}
+    davis = {"name": "davis", "root": "data/DAVIS", "flow": "flow"}
     config.data.train = (
         {"name": "image_mask", "group": "static", "weight": 1.0, "root": "data/VOC2012-SBD"},
-        {"name": "folder", "group": "motion", "weight": 1.0, "root": "data/ImageNet-VID"},
-        {**davis, "split": "train"},
+        {
+            "name": "folder",
+            "group": "motion",
+            "weight": 1.0,
+            "root": "data/ImageNet-VID",
+            "flow": "flow",
+        },
+        {**davis, "group": "video", "weight": 1.0, "split": "train"},
     )
-    config.data.eval = ({"name": "davis16", "root": "data/DAVIS", "split": "val"},)
+    config.data.eval = ({**davis, "split": "val"},)
     config.data.batch_size = 10
     config.data.clip_len = 1
     config.data.size = (321, 321)

@@ -6,8 +6,6 @@ FusionSeg (Jain, Xiong, Grauman, CVPR 2017) trains its motion stream on such mas
 
 from __future__ import annotations
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
@@ -65,7 +63,7 @@ def pseudo_mask(
     *,
     box_overlap: float = 0.75,
     flow_difference: float = 0.3,
-    box_test: Literal["area", "tight_box"] = "area",
+    box_test: str = "area",
     margin: float = 0.5,
 ) -> tuple[Integer[Array, "H W"], Bool[Array, ""], Bool[Array, "N"]]:
     """A mask of one frame from a segmenter's foreground and annotated boxes.

@@ -282,6 +282,7 @@ class FusionSeg(System):
             num_classes=2,
             normalization="caffe_bgr",
             requires=frozenset() if config.streams == "appearance" else frozenset({"flow"}),
+            flow_at_end="neighbor",  # the last frame's picture is of the flow to its predecessor
             outputs=("logits", *(("appearance_logits", "motion_logits") if joint else alone)),
             channel_mean=tuple(config.mean),
             channel_std=tuple(config.std) or None,
