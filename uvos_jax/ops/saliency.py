@@ -40,37 +40,55 @@ def superpixels(
     """
     H, W, _ = lab.shape
     rows, cols = cells
-    y, x = jnp.meshgrid(jnp.arange(H), jnp.arange(W), indexing="ij")
-    home_y, home_x = (y * rows) // H, (x * cols) // W
+    y, x = np.indices((H, W))
     step = (H * W / (rows * cols)) ** 0.5
-    place = jnp.stack([y, x], axis=-1).astype(jnp.float32) * (compactness / step)
-    pixels = jnp.concatenate([lab.astype(jnp.float32), place], axis=-1).reshape(H * W, 5)
-    shifts = [(dy, dx) for dy in (0, -1, 1) for dx in (0, -1, 1)]
-    near = jnp.stack(
-        [
-            jnp.clip(home_y + dy, 0, rows - 1) * cols + jnp.clip(home_x + dx, 0, cols - 1)
-            for dy, dx in shifts
-        ]
-    ).reshape(9, H * W)
+    place = jnp.asarray(np.stack([y, x], axis=-1) * (compactness / step), jnp.float32)
+    ones = jnp.ones((H, W, 1), jnp.float32)
+    pixels = jnp.concatenate([lab.astype(jnp.float32), place, ones], axis=-1)
+    # Both ways between pixels and cells are products of small matrices, one per shift of the nine:
+    # gathers and scatters are slow where they are not needed.
+    over_rows, over_cols = (jnp.asarray(m) for m in (_memberships(H, rows), _memberships(W, cols)))
+    shifts = [(i, j) for i in range(3) for j in range(3)]
 
-    def means(labels: jax.Array, old: jax.Array) -> jax.Array:
-        ones = jnp.ones((H * W,), jnp.float32)
-        count = jax.ops.segment_sum(ones, labels, rows * cols)[:, None]
-        total = jax.ops.segment_sum(pixels, labels, rows * cols)
+    def means(shares: jax.Array, old: jax.Array) -> jax.Array:
+        """Centres of cells when `shares [9,H,W]` says which pixels follow which shift."""
+        total = sum(
+            jnp.einsum("hw,hwd,hr,wc->rcd", shares[k], pixels, over_rows[i], over_cols[j])
+            for k, (i, j) in enumerate(shifts)
+        )
+        count = total[..., -1:]
         return jnp.where(count > 0, total / jnp.maximum(count, 1.0), old)
 
-    labels = near[0]
-    centres = means(labels, jnp.zeros((rows * cols, 5), jnp.float32))
-
     def refine(_, carry):
-        labels, centres = carry
-        distance = jnp.sum((pixels[None] - centres[near]) ** 2, axis=-1)
+        _, centres = carry
+        distance = jnp.stack(
+            [
+                jnp.sum(
+                    (pixels - jnp.einsum("hr,rcd,wc->hwd", over_rows[i], centres, over_cols[j]))
+                    ** 2,
+                    axis=-1,
+                )
+                for i, j in shifts
+            ]
+        )
         best = jnp.argmin(distance, axis=0)
-        labels = jnp.take_along_axis(near, best[None], axis=0)[0]
-        return labels, means(labels, centres)
+        return best, means(jax.nn.one_hot(best, 9, axis=0), centres)
 
-    labels, centres = jax.lax.fori_loop(0, iterations, refine, (labels, centres))
-    return labels.reshape(H, W), centres[:, :3]
+    best = jnp.full((H, W), shifts.index((1, 1)))
+    start = jnp.zeros((rows, cols, pixels.shape[-1]), jnp.float32)
+    centres = means(jax.nn.one_hot(best, 9, axis=0), start)
+    best, centres = jax.lax.fori_loop(0, iterations, refine, (best, centres))
+    row = jnp.clip(jnp.asarray((y * rows) // H) + best // 3 - 1, 0, rows - 1)
+    col = jnp.clip(jnp.asarray((x * cols) // W) + best % 3 - 1, 0, cols - 1)
+    return row * cols + col, centres.reshape(rows * cols, -1)[:, :3]
+
+
+@lru_cache(maxsize=32)
+def _memberships(size: int, cells: int) -> np.ndarray:
+    """Which cell a pixel along one axis belongs to after a shift by -1, 0, 1: `[3,size,cells]`."""
+    home = (np.arange(size) * cells) // size
+    moved = [np.clip(home + shift, 0, cells - 1) for shift in (-1, 0, 1)]
+    return np.stack([np.eye(cells, dtype=np.float32)[m] for m in moved])
 
 
 @lru_cache(maxsize=16)
