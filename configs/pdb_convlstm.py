@@ -120,6 +120,7 @@ def full() -> ConfigDict:
     config.model.lstm_kernel = 3
     config.model.lstm_dilations = (1, 2)
     config.model.peephole = "spatial"  # none (paper) | spatial (release) | full
+    config.model.reset_peephole = True  # False in the Caffe layer; whole clips are the same
     config.model.fusion = "sum"  # sum (release) | conv_tanh (paper)
     config.model.head_channels = 2  # 1 in the paper
     config.model.init_range = 0.0297
@@ -158,6 +159,7 @@ def full() -> ConfigDict:
     config.optim.momentum = 0.9
     config.optim.weight_decay = 5e-4
     config.optim.freeze_bn = True
+    config.optim.frozen = (r"(^|/)(bn\w*|downsample_1)/(scale|bias)$",)
     config.optim.schedule.name = "step"
     config.optim.schedule.boundaries = (23_000, 46_000)
     config.optim.schedule.factors = (0.1, 0.1)
@@ -199,6 +201,7 @@ def tiny(config: ConfigDict) -> None:
     config.optim.weight_decay = 0.0
     config.optim.clip_norm = 1.0
     config.optim.freeze_bn = False
+    config.optim.frozen = ()
     config.optim.schedule.name = "constant"
     config.optim.schedule.boundaries = ()
     config.optim.schedule.factors = ()

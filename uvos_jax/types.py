@@ -85,6 +85,8 @@ class ModelSpec:
       outputs: names of what `apply` returns.
       causal: whether a frame's prediction depends on past frames only.
       num_references: frames of the video that `prepare` wants (0: none).
+      window_overlap: frames shared by neighbouring windows of a system that is not causal; None
+        leaves that to the predictor.
       flow_direction: which flow `apply` reads under the key `flow`: `forward`, to the next frame,
         or `backward`, to the previous one (then a stream needs no look-ahead).
       flow_at_end: what the frame without that neighbour gets at inference: `negated` flow to its
@@ -105,6 +107,7 @@ class ModelSpec:
     outputs: tuple[str, ...] = ("logits",)
     causal: bool = True
     num_references: int = 0
+    window_overlap: int | None = None
     flow_direction: Literal["forward", "backward"] = "forward"
     flow_at_end: Literal["negated", "neighbor", "repeat", "zero"] = "negated"
     channel_mean: tuple[float, float, float] | None = None

@@ -58,8 +58,8 @@ class Predictor:
       flip: average with the prediction on the mirrored video.
       chunk: frames per call of the network; None chooses.
       overlap: frames shared by neighbouring windows of a system that looks at the future (their
-        probabilities are blended); None takes half a window. Other systems carry a state from
-        window to window instead.
+        probabilities are blended); None takes the system's number, else half a window. Other
+        systems carry a state from window to window instead.
       flow: for systems that need optical flow: the name of a provider (`uvos_jax.flow`), a folder
         of flow files, or a function `flow(frames uint8 [N+1,H,W,3]) -> [N,H,W,2]`, pixels from
         each frame to the next. None takes the default provider. Direction and the frame at the end
@@ -120,6 +120,7 @@ class Predictor:
                 )
         self.flow = self._flow_provider(flow)
         self.chunk = chunk or own_length
+        overlap = spec.window_overlap if overlap is None else overlap
         self.overlap = 0 if spec.causal else _check_overlap(overlap, self.chunk)
         self.variables = self._fit(variables)
         self._predict = jax.jit(self._predict_window)
@@ -132,7 +133,7 @@ class Predictor:
         """A predictor from a weight file, building the system from the configuration inside.
 
         Threshold, windows and mirroring follow that configuration's `predict` section unless they
-        are given; a CRF runs only on request.
+        are given; a CRF runs only on request, and its threshold is 0.5.
 
         Args:
           system: the expected system id; None takes the file's.
@@ -163,7 +164,8 @@ class Predictor:
             if references is not None and "num_references" in config.model:
                 config.model.num_references = references
             options = {
-                "threshold": config.predict.threshold,
+                # what a CRF returns is a posterior: the likelier label wins
+                "threshold": 0.5 if options.get("crf") else config.predict.threshold,
                 "chunk": config.predict.window or None,
                 "overlap": config.predict.overlap or None,
                 "flip": config.predict.tta.flip,

@@ -19,7 +19,8 @@ the lengths of the stages; whether the squared error of SSAV's trainer, whose au
 used here as well (`loss="caffe"`); what the FC-LSTM of the ablation was (here an LSTM at every
 position, convolutions 1x1), and whether a pyramid of one dilation kept the identity (here it does).
 At a clip marker of 0 our cell state starts at zero, where the Caffe layer's peepholes still see the
-old one; whole clips, which start from zero states, cannot tell the difference.
+old one (`reset_peephole=False`); whole clips, which start from zero states, cannot tell the
+difference.
 """
 
 from __future__ import annotations
@@ -34,10 +35,16 @@ from flax import linen as nn
 
 from uvos_jax.errors import ConfigError
 from uvos_jax.losses import masks
+from uvos_jax.losses.reduction import REDUCTIONS, reduce_pixels
 from uvos_jax.modules.backbones.deeplab import ConvBNReLU
 from uvos_jax.modules.backbones.pspnet import PSPResNet
 from uvos_jax.modules.layers import Conv
-from uvos_jax.modules.recurrent import Bidirectional, ConvLSTM, DilationPyramid
+from uvos_jax.modules.recurrent import (
+    Bidirectional,
+    ConvLSTM,
+    DilationPyramid,
+    symmetric_uniform,
+)
 from uvos_jax.ops.resize import resize_bilinear
 from uvos_jax.registry import register
 from uvos_jax.systems.base import System
@@ -50,7 +57,6 @@ CAUSAL_MODULES = ("none", "fc_lstm", "convlstm")
 PEEPHOLES = ("none", "spatial", "full")
 FUSIONS = ("sum", "conv_tanh")
 LOSSES = ("paper", "caffe")
-REDUCTIONS = ("sum_per_frame", "mean")
 #: B, G, R, as the release's prototxt writes them.
 MEAN = (104.00698793, 116.66876762, 122.67891434)
 
@@ -92,15 +98,6 @@ def _bidirectional(cell: Any, mode: str, merge: str, width: int, dtype: Any, *, 
     )
 
 
-def symmetric_uniform(bound: float):
-    """Initialiser: uniform in [-bound, bound]."""
-
-    def init(key, shape, dtype=jnp.float32):
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
-
-
 class PDBNetwork(nn.Module):
     """The network: backbone, pyramid of dilated convolutions, recurrence, heads.
 
@@ -116,6 +113,7 @@ class PDBNetwork(nn.Module):
       lstm_features, lstm_kernel: channels of the state, kernel size.
       lstm_dilations: one branch each in `pdb_convlstm`; the others use the first.
       peephole: `none`, `spatial` (the Caffe layer) or `full` (Shi et al. 2015).
+      reset_peephole: a clip marker of 0 also hides the old cell state from the peepholes.
       fusion: of both directions: `sum`, or `conv_tanh` (eq. 5).
       head_channels: 1, or 2 of which the second is the mask.
       init_range: kernels of the recurrence start uniform within this range.
@@ -135,6 +133,7 @@ class PDBNetwork(nn.Module):
     lstm_kernel: int = 3
     lstm_dilations: tuple[int, ...] = (1, 2)
     peephole: str = "spatial"
+    reset_peephole: bool = True
     fusion: str = "sum"
     head_channels: int = 2
     init_range: float = 0.0297
@@ -171,7 +170,7 @@ class PDBNetwork(nn.Module):
             output_sees="old" if self.peephole == "spatial" else "new",
             peephole_init=1.0 if self.peephole == "spatial" else 0.0,
             bias="recurrent",
-            reset_peephole=True,
+            reset_peephole=self.reset_peephole,
             kernel_init=symmetric_uniform(self.init_range),
             remat=self.remat,
             dtype=self.dtype,
@@ -314,6 +313,7 @@ class PDBConvLSTM(System):
             channel_mean=MEAN,
             outputs=("logits", "spatial_logits", "features"),
             causal=causal,
+            window_overlap=0,
         )
         self.module = PDBNetwork(
             block_counts=tuple(config.block_counts),
@@ -328,6 +328,7 @@ class PDBConvLSTM(System):
             lstm_kernel=config.lstm_kernel,
             lstm_dilations=tuple(config.lstm_dilations),
             peephole=config.peephole,
+            reset_peephole=bool(config.reset_peephole),
             fusion=config.fusion,
             head_channels=config.head_channels,
             init_range=config.init_range,
@@ -375,12 +376,10 @@ class PDBConvLSTM(System):
             name, error = "mae", jnp.abs(s - target)
         else:
             name, error = "l2", 0.5 * jnp.square(s - target)
-        if self.config.reduction == "mean":
-            scale = jnp.sum(weights)
-        else:
-            scale = jnp.sum(jnp.any(weights > 0, axis=(2, 3)).astype(jnp.float32))
-        scale = 1.0 / jnp.maximum(scale, 1.0)
-        terms = {"bce": scale * jnp.sum(weights * bce), name: scale * jnp.sum(weights * error)}
+        terms = {
+            "bce": reduce_pixels(bce, weights, self.config.reduction),
+            name: reduce_pixels(error, weights, self.config.reduction),
+        }
         predicted = (full > 0).astype(jnp.float32)
         union = jnp.sum(jnp.maximum(predicted, target) * weights)
         overlap = jnp.sum(predicted * target * weights)
@@ -415,7 +414,7 @@ class PDBConvLSTM(System):
     def init_state(
         self, variables: Mapping[str, Any], batch_size: int, frame_size: tuple[int, int]
     ) -> State:
-        """Zero states of the recurrence if it is causal, else `()`: clips know nothing of others."""
+        """Zero states of the recurrence if it is causal, else `()`."""
         if self.config.temporal_module not in ("fc_lstm", "convlstm"):
             return ()
         one = jax.ShapeDtypeStruct((batch_size, 1, *frame_size, 3), self.compute_dtype)
