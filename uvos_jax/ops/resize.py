@@ -161,3 +161,26 @@ def resize_bicubic(
         matrix = jnp.asarray(_cubic_matrix(x.shape[axis], n_out, a), x.dtype)
         x = jnp.moveaxis(product(x, matrix, axes=((axis + x.ndim,), (1,))), -1, axis)
     return x
+
+
+@lru_cache(maxsize=128)
+def _area_matrix(n_in: int, n_out: int) -> np.ndarray:
+    edges = np.arange(n_out + 1) * (n_in / n_out)
+    low, high = edges[:-1, None], edges[1:, None]
+    cell = np.arange(n_in)[None]
+    overlap = np.clip(np.minimum(high, cell + 1) - np.maximum(low, cell), 0, None)
+    return (overlap / overlap.sum(1, keepdims=True)).astype(np.float32)
+
+
+def resize_area(x: Float[Array, "*B H W C"], size: tuple[int, int]) -> Float[Array, "*B h w C"]:
+    """Mean over the area of each output pixel, with parts of input pixels counted in part.
+
+    Raises:
+      ShapeError: an empty image or size.
+    """
+    _check(x, size)
+    product = partial(jnp.tensordot, precision=lax.Precision.HIGHEST)
+    for axis, n_out in zip((-3, -2), size, strict=True):
+        matrix = jnp.asarray(_area_matrix(x.shape[axis], n_out), x.dtype)
+        x = jnp.moveaxis(product(x, matrix, axes=((axis + x.ndim,), (1,))), -1, axis)
+    return x

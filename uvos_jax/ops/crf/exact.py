@@ -18,7 +18,9 @@ _BLOCK = 512
 
 
 def features(
-    image: UInt8[Array, "H W 3"] | np.ndarray | None, size: tuple[int, int], key: TermKey
+    image: UInt8[Array, "H W 3"] | Float32[Array, "H W 3"] | np.ndarray | None,
+    size: tuple[int, int],
+    key: TermKey,
 ) -> Float32[Array, "N D"]:
     """Feature vectors of all pixels in units of the term's scales."""
     H, W = size

@@ -7,6 +7,7 @@ synchronous steps, the self term stays in, no damping.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
@@ -16,6 +17,13 @@ from jaxtyping import Array, Float, Float32
 
 #: A linear operator on one channel of N pixels.
 Kernel = Callable[[jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class AllChannels:
+    """Marks a filter that takes all channels `[L,N]` at once."""
+
+    apply: Callable[[jax.Array], jax.Array]
 
 
 def normalized(apply: Kernel, ones: Float32[Array, "N"], normalization: str) -> Kernel:
@@ -37,8 +45,10 @@ def normalized(apply: Kernel, ones: Float32[Array, "N"], normalization: str) -> 
     return lambda x: n * apply(x)
 
 
-def over_channels(apply: Kernel, Q: Float32[Array, "L N"]) -> Float32[Array, "L N"]:
+def over_channels(apply: Kernel | AllChannels, Q: Float32[Array, "L N"]) -> Float32[Array, "L N"]:
     """Filters the channels one by one: on CPU faster than a batched gather, and less memory."""
+    if isinstance(apply, AllChannels):
+        return apply.apply(Q)
     return lax.map(apply, Q)
 
 
@@ -58,7 +68,7 @@ def kl_divergence(Q: jax.Array, unary: jax.Array, pairwise: jax.Array) -> jax.Ar
 
 def mean_field(
     unary: Float32[Array, "L N"],
-    kernels: Sequence[Kernel],
+    kernels: Sequence[Kernel | AllChannels],
     compats: Sequence[Float[Array, "..."]],
     *,
     iterations: int,
