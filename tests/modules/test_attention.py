@@ -210,3 +210,41 @@ def test_unnormalized_attention_sums_activated_affinities(implementation):
             for j in range(9):
                 expected[b, i] += np.tanh(np.dot(q[b, i], k[b, j])) * v[b, j]
     np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_leading_axes_beyond_the_batch_are_batch_axes(pair):
+    q, k = pair["projected"], pair["b"]
+    for options in ({"implementation": "dense"}, {"implementation": "blockwise", "block_size": 8}):
+        flat = attention.attend(q, k, k, **options)
+        split = attention.attend(q[:, None], k[:, None], k[:, None], **options)
+        np.testing.assert_allclose(split[:, 0], flat, atol=1e-6)
+
+
+def test_fused_attention_needs_half_precision_on_a_gpu(pair):
+    q, k = pair["projected"], pair["b"]
+    assert not attention.fused_applies(q, k, k)
+    half = (x.astype(jnp.bfloat16) for x in (q, k, k))
+    assert attention.fused_applies(*half) == (jax.default_backend() == "gpu")
+    np.testing.assert_array_equal(
+        attention.attend(q, k, k, implementation="fused", block_size=8),
+        attention.attend(q, k, k, implementation="blockwise", block_size=8),
+    )
+
+
+def test_memory_of_blockwise_attention_is_linear_in_positions():
+    """Compiled for training at one, two and four times the positions, block size unchanged."""
+
+    def temporary_bytes(n):
+        x = jax.ShapeDtypeStruct((1, n, 16), jnp.float32)
+
+        def loss(q, k, v):
+            z = attention.attend(q, k, v, implementation="blockwise", block_size=100)
+            return jnp.sum(jnp.square(z))
+
+        compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(x, x, x).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    one, two, four = (temporary_bytes(n) for n in (900, 1800, 3600))
+    assert two < 2.2 * one
+    assert four < 2.2 * two
+    assert four < 3600 * 3600 * 4 / 4  # a quarter of one whole affinity
