@@ -25,6 +25,8 @@ def make_predictor(args: argparse.Namespace) -> Any:
         options["threshold"] = args.threshold
     if args.references is not None:
         options["references"] = args.references
+    if getattr(args, "flow", None) is not None:
+        options["flow"] = args.flow
     if args.system is not None:
         registry.check_name(args.system)
     if args.weights is None:

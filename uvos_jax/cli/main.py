@@ -15,6 +15,7 @@ from uvos_jax.errors import UvosError
 COMMANDS = {
     "demo": "segment synthetic clips with the packaged weights, make a report",
     "predict": "masks for videos or folders of frames",
+    "flow": "optical flow of videos or folders of frames",
     "train": "train or resume a system",
     "eval": "score masks made by any program",
     "data": "check copies of data sets, pack them for fast reading",

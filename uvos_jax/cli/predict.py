@@ -15,6 +15,7 @@ EPILOG = """examples:
   uvos predict clip.mp4 frames_folder/ --out masks --overlay
   uvos predict DAVIS/JPEGImages/480p --out masks --crf cosnet
   uvos predict clip.mp4 --system cosnet --weights cosnet.npz --save probs
+  uvos predict clip.mp4 --system matnet --weights matnet.npz --flow opencv_dis
 
 Masks are palette PNGs in the DAVIS layout, OUT/VIDEO/00000.png: 0 background, 1 foreground."""
 
@@ -47,6 +48,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     parser.add_argument(
         "--stream", action="store_true", help="look at past frames only, as on live video"
     )
+    parser.add_argument(
+        "--flow", metavar="PROVIDER|DIR",
+        help="for systems that read optical flow: an estimator (default tvl1; `uvos flow --help` "
+        "lists them) or a folder of flow files",
+    )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace existing results")
     parser.add_argument(
         "--skip-existing", action="store_true", help="leave videos alone that have results"
@@ -101,7 +107,6 @@ def unique_names(videos: list[Path]) -> list[str]:
 def run(args: argparse.Namespace) -> int:
     """Runs the subcommand."""
     from uvos_jax.data.video_io import open_video
-    from uvos_jax.predict.predictor import FrameResult
     from uvos_jax.predict.sink import PredictionSink
 
     videos = expand(args.videos)
@@ -118,22 +123,7 @@ def run(args: argparse.Namespace) -> int:
         )  # fmt: skip
         began, count = time.monotonic(), 0
         with sink, progress_bar(name, reader.num_frames) as advance:
-            if args.stream:
-                frames = iter(reader)
-                kept: list = []
-
-                def noted(frames=frames, kept=kept):
-                    for frame in frames:
-                        kept[:] = [frame]
-                        yield frame
-
-                results = (
-                    FrameResult(i, reader.frame_name(i), kept[0], p, (p > predictor.threshold)
-                                .astype("uint8"))
-                    for i, p in enumerate(predictor.stream(noted(), probabilities=True))
-                )  # fmt: skip
-            else:
-                results = predictor.iter_predict(reader)
+            results = predictor.iter_predict(reader, stream=args.stream)
             for result in results:
                 sink.write(result)
                 count += 1

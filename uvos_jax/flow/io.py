@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,19 @@ from uvos_jax.data.flow_files import (
     read_meta,
     write_meta,
 )
-from uvos_jax.data.video_io import VideoReader, atomic_write
+from uvos_jax.data.video_io import VideoReader, atomic_write, open_video
 from uvos_jax.errors import ConfigError, DataError
-from uvos_jax.flow.providers import FlowProvider
+from uvos_jax.flow.providers import FlowProvider, make_provider
 from uvos_jax.ops.flow import flow_to_color
 
-__all__ = ["flow_picture", "open_folder", "read_flow", "write_color", "write_video_flow"]
+__all__ = [
+    "compute_sequence",
+    "flow_picture",
+    "open_folder",
+    "read_flow",
+    "write_color",
+    "write_video_flow",
+]
 
 
 def flow_picture(flow: np.ndarray, max_flow: float | None = None) -> np.ndarray:
@@ -105,6 +113,23 @@ def write_video_flow(
     if not written + kept:
         raise DataError(f"video {reader.name} has one frame only: optical flow needs at least two")
     return written, kept
+
+
+@functools.lru_cache(maxsize=4)
+def _made(spec: str) -> FlowProvider:
+    return make_provider(spec)
+
+
+def compute_sequence(
+    video: str | Path, name: str, out: str | Path, provider: str, options: dict[str, Any]
+) -> tuple[str, int, int]:
+    """`write_video_flow` as a job for a process of its own, which makes its provider once.
+
+    Returns:
+      the name, files written, and files that were there.
+    """
+    written, kept = write_video_flow(open_video(video), out, _made(provider), name=name, **options)
+    return name, written, kept
 
 
 def _pairs(
