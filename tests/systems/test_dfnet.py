@@ -63,6 +63,11 @@ def predict(system, variables, state, chunk):
     return system.predict(variables, state, chunk)
 
 
+@partial(jax.jit, static_argnums=0)
+def prepare(system, variables, batch):
+    return system.prepare(variables, batch)
+
+
 # ----- discriminative features ----------------------------------------------------------------
 
 
@@ -210,7 +215,7 @@ def test_without_attention_frames_do_not_see_each_other(variants):
     np.testing.assert_allclose(a[:, 0], b[:, 0], atol=1e-5)
     assert system.spec.num_references == 0
     state = system.init_state(variables, 1, SIZE)
-    assert state == system.prepare(variables, batch) == ()
+    assert state == prepare(system, variables, batch) == ()
     _, probs = predict(system, variables, state, {"frames": batch["frames"]})
     np.testing.assert_allclose(probs, system.probabilities(a, SIZE), atol=1e-5)
 
@@ -222,7 +227,7 @@ def test_predict_equals_the_network_on_target_and_references(variants):
     system, variables = variants()
     batch = clip(3)
     outputs, _ = run(system, variables, batch)
-    state = system.prepare(variables, {"frames": batch["frames"][:, 1:]})
+    state = prepare(system, variables, {"frames": batch["frames"][:, 1:]})
     after, probs = predict(system, variables, state, {"frames": batch["frames"][:, :1]})
     expected = system.probabilities(outputs["logits"], SIZE)[:, 0]
     np.testing.assert_allclose(probs[:, 0], expected, atol=1e-5)
