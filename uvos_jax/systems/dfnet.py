@@ -398,6 +398,7 @@ class DFNet(System):
         venue="ECCV",
         official_weights="none published",
         parity="formulas against NumPy; no public code",
+        learned="J 0.00 to 0.19 in 150 steps",
         davis16_j=83.4,
         davis16_f=81.8,
     )
