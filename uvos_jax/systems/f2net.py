@@ -56,8 +56,6 @@ RECIPES = ("paper", "release")
 LOSSES = ("code", "balanced")
 #: Input pixels per cell of the heat map.
 HEAT_STRIDE = 4
-#: Differences of past centres that make a velocity.
-VELOCITY_SPAN = 5
 #: Initial bias of the heat map: about a tenth of the cells start as positive.
 HEAT_BIAS = -2.19
 

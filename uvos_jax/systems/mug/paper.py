@@ -90,7 +90,9 @@ class PaperNetwork(nn.Module):
             dtype=self.dtype,
         )
         self.projection = Conv(self.embedding, 1, use_bias=True, dtype=self.dtype)
-        self.rho = Conv(1, 1, use_bias=True, dtype=self.dtype)
+        # small, so that no frame starts out certain: features are not normalised
+        small = nn.initializers.normal(0.01)
+        self.rho = Conv(1, 1, use_bias=True, dtype=self.dtype, kernel_init=small)
         if "long" in self.granularities:
             self.regressor = AffineRegressor(self.regressor_widths, self.dtype)
         if "video" in self.granularities:
