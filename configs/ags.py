@@ -124,6 +124,7 @@ def full() -> ConfigDict:
     config.model.attention_loss = "bce"  # bce | kl
     config.model.attention_weight = 1.0
     config.model.reduction = "sum_per_frame"  # sum_per_frame (Caffe) | mean
+    config.model.iou_weight = 0.0  # of a soft IoU loss, not in the paper
     # recipe
     config.model.alternate = True
     # inference
@@ -153,10 +154,7 @@ def full() -> ConfigDict:
     config.optim.weight_decay = 5e-4
     config.optim.freeze_bn = True
     config.optim.frozen = (r"(^|/)(bn\w*|downsample_1)/(scale|bias)$",)
-    config.optim.lr_multipliers = (
-        (r"(^|/)(head|fixation_head)/bias$", 2.0),
-        (r"(^|/)recurrent_bias$", 2.0),
-    )
+    config.optim.lr_multipliers = ((r"(^|/)((head|fixation_head)/bias|recurrent_bias)$", 2.0),)
     config.optim.schedule.name = "step"
     config.optim.schedule.boundaries = (23_000, 46_000)
     config.optim.schedule.factors = (0.1, 0.1)
@@ -179,6 +177,7 @@ def tiny(config: ConfigDict) -> None:
     config.model.pyramid_dilations = ((1, 2), (1, 2), (1, 2))
     config.model.pyramid_pools = (4, 2, 2)  # 9 cells: the last window is cut off
     config.model.reduction = "mean"
+    config.model.iou_weight = 1.0  # from scratch cross entropy alone ends in empty masks
     set_size(config, (65, 65))
 
     config.data.train = (

@@ -127,6 +127,7 @@ def full() -> ConfigDict:
     # loss
     config.model.loss = "paper"  # paper | caffe
     config.model.reduction = "sum_per_frame"  # sum_per_frame (Caffe) | mean
+    config.model.iou_weight = 0.0  # of a soft IoU loss, not in the paper
     # recipe
     config.model.static_steps = True  # stills in the second stage
     config.model.stage_shares = (0.45, 0.45, 0.1)  # of train.total_steps
@@ -183,6 +184,7 @@ def tiny(config: ConfigDict) -> None:
     config.model.lstm_features = 8
     config.model.init_range = 0.15
     config.model.reduction = "mean"
+    config.model.iou_weight = 1.0  # from scratch cross entropy alone ends in empty masks
     config.model.temporal_lr_factor = 1.0
     set_size(config, (65, 65))
 

@@ -12,6 +12,7 @@ from uvos_jax import config as configs
 from uvos_jax.data import sources
 from uvos_jax.errors import ConfigError, DataError
 from uvos_jax.losses import fixation
+from uvos_jax.train.stages import optimizer_of, plan
 
 SIZE = (33, 33)
 
@@ -168,7 +169,9 @@ def test_videos_teach_attention_and_stills_both(variants):
     attention = {"fixation_0", "fixation_1", "fixation_2", "fixation_head", "recurrence"}
     assert moved(gradient) == attention | {"backbone"}
     (value, terms), gradient = value_and_gradient(system, variables, clip(1), "static")
-    np.testing.assert_allclose(value, terms["mask"] + terms["attention"], rtol=1e-6)
+    np.testing.assert_allclose(
+        value, terms["mask"] + terms["attention"] + terms["soft_iou"], rtol=1e-6
+    )
     assert moved(gradient) == set(variables["params"])
 
 
@@ -193,7 +196,7 @@ def test_the_mask_need_not_move_the_attention(variants):
 
 
 def test_losses_are_caffes_sums_per_frame(variants):
-    system, _ = variants(reduction="sum_per_frame")
+    system, _ = variants(reduction="sum_per_frame", iou_weight=0.0)
     batch = clip(2, B=2)
     keys = jax.random.split(jax.random.key(0))
     outputs = {
@@ -296,6 +299,15 @@ def test_every_variant_builds(variant):
     config = uvos.load_config(f"ags:{variant}")
     system = uvos.build(config)
     assert system.stages(config)
+
+
+@pytest.mark.parametrize("variant", ["full", "no_attention", "no_recurrence", "modular"])
+def test_rates_and_frozen_parts_name_parameters_that_are_there(variant):
+    segments = plan(uvos.load_config(f"ags:{variant}"))
+    shapes = jax.eval_shape(segments[0].system.init, jax.random.key(0))["params"]
+    for segment in segments:
+        for phase in segment.stage.phases:
+            jax.eval_shape(optimizer_of(segment, phase, shapes).init, shapes)
 
 
 # ----- data -----------------------------------------------------------------------------------

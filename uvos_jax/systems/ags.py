@@ -36,6 +36,7 @@ from flax import linen as nn
 
 from uvos_jax.errors import ConfigError, DataError
 from uvos_jax.losses import fixation, masks
+from uvos_jax.losses.dice import soft_iou_loss
 from uvos_jax.losses.reduction import REDUCTIONS, reduce_pixels
 from uvos_jax.modules.backbones.deeplab import ConvBNReLU
 from uvos_jax.modules.backbones.pspnet import PSPResNet
@@ -418,7 +419,8 @@ class AGS(System):
 
         l is 1 for frames with fixations (a map that is not all zero). In the phase `attention`,
         videos without masks, only L_att is there; in the others L_att counts if the batch has
-        fixations at all. Implicit supervision has no L_att.
+        fixations at all. Implicit supervision has no L_att. An overlap loss (`iou_weight`), not the
+        authors', is meant to keep training from scratch from ending in empty masks.
 
         Returns:
           the loss and its terms; `iou`, of the batch's pixels at 0.5, is for the log only.
@@ -457,6 +459,9 @@ class AGS(System):
         logits = self._enlarged(outputs["logits"], size)
         losses = target * jax.nn.softplus(-logits) + (1.0 - target) * jax.nn.softplus(logits)
         terms["mask"] = reduce_pixels(losses, weights, self.config.reduction)
+        if self.config.iou_weight:
+            flat = (x.reshape(-1, *size) for x in (logits, target, weights))
+            terms["soft_iou"] = self.config.iou_weight * soft_iou_loss(*flat)
         predicted = (logits > 0).astype(jnp.float32)
         union = jnp.sum(jnp.maximum(predicted, target) * weights)
         overlap = jnp.sum(predicted * target * weights)
