@@ -27,6 +27,8 @@ def make_predictor(args: argparse.Namespace) -> Any:
         options["references"] = args.references
     if getattr(args, "flow", None) is not None:
         options["flow"] = args.flow
+    if getattr(args, "no_adapt", False):
+        options["adapt"] = False
     if args.system is not None:
         registry.check_name(args.system)
     if args.weights is None:

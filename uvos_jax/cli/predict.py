@@ -39,8 +39,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     parser.add_argument("--crf", metavar="PRESET", help="refine with a dense CRF, e.g. cosnet")
     parser.add_argument("--overlay", action="store_true", help="also write OUT/VIDEO_overlay.mp4")
     parser.add_argument(
-        "--save", action="append", default=[], choices=["probs"],
-        help="also save 8-bit probability maps under OUT/probs",
+        "--save", action="append", default=[], choices=["probs", "geometry"],
+        help="also save 8-bit probability maps under OUT/probs; what sfmnet sees of depth, flow "
+        "and the camera's path under OUT/geometry",
     )  # fmt: skip
     parser.add_argument("--threshold", type=float, help="foreground above this (default 0.5)")
     parser.add_argument("--references", type=int, help="reference frames (global systems)")
@@ -53,6 +54,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         help="for systems that read optical flow: an estimator (default tvl1; `uvos flow --help` "
         "lists them) or a folder of flow files",
     )  # fmt: skip
+    parser.add_argument(
+        "--no-adapt", action="store_true", help="do not adapt to the video (teacher_student)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace existing results")
     parser.add_argument(
         "--skip-existing", action="store_true", help="leave videos alone that have results"
@@ -131,5 +135,10 @@ def run(args: argparse.Namespace) -> int:
         speed = count / max(time.monotonic() - began, 1e-9)
         extra = f", {sink.overlay_path}" if args.overlay else ""
         print(f"{name}: {count} masks in {sink.final}{extra} ({speed:.1f} frames/s)")
+        if "geometry" in args.save:
+            from uvos_jax.predict.extras import write_extras
+
+            folder = Path(args.out) / "geometry" / name
+            print(f"{name}: {write_extras(predictor, video, folder, overwrite=args.overwrite)}")
         sys.stdout.flush()
     return 0

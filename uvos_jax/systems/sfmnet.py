@@ -79,12 +79,12 @@ class ConvDeconv(nn.Module):
 
         def block(x: jax.Array, features: int, stride: int, name: str) -> jax.Array:
             bias = self.norm == "none"
-            x = Conv(features, 3, stride, use_bias=bias, dtype=self.dtype, name=f"{name}/conv")(x)
+            x = Conv(features, 3, stride, use_bias=bias, dtype=self.dtype, name=f"{name}_conv")(x)
             if self.norm == "bn":
-                x = batch_norm(train=train, dtype=self.dtype, name=f"{name}/norm")(x)
+                x = batch_norm(train=train, dtype=self.dtype, name=f"{name}_norm")(x)
             elif self.norm == "gn":
                 groups = 8 if features % 8 == 0 else 1
-                x = nn.GroupNorm(groups, dtype=self.dtype, name=f"{name}/norm")(x)
+                x = nn.GroupNorm(groups, dtype=self.dtype, name=f"{name}_norm")(x)
             return nn.relu(x)
 
         skips = []
@@ -101,7 +101,7 @@ class ConvDeconv(nn.Module):
                 B, h, w, _ = x.shape
                 x = x.reshape(B, h, w, 2, 2, width).swapaxes(2, 3).reshape(B, 2 * h, 2 * w, width)
             else:
-                x = nn.ConvTranspose(width, (3, 3), (2, 2), dtype=self.dtype, name=f"up{i}/deconv")(
+                x = nn.ConvTranspose(width, (3, 3), (2, 2), dtype=self.dtype, name=f"up{i}_deconv")(
                     x
                 )
                 x = nn.relu(x)

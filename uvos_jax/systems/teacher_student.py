@@ -423,4 +423,5 @@ def random_gamma(key: jax.Array, frames: jax.Array, amount: float) -> jax.Array:
     u = jax.random.uniform(key, (frames.shape[0],), minval=-amount, maxval=amount) / jnp.sqrt(2.0)
     gamma = jnp.log(0.5 + u) / jnp.log(0.5 - u)
     scaled = jnp.maximum(frames.astype(jnp.float32) / 255.0, 1e-6)
-    return 255.0 * scaled ** gamma[:, None, None, None, None]
+    brighter = 255.0 * scaled ** gamma[:, None, None, None, None]
+    return jnp.where(frames > 0, brighter, 0.0)
