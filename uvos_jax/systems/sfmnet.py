@@ -10,11 +10,12 @@ learned from colour alone, from camera poses, from depth, or from any of them to
 There is no official code, and no training settings or weights of losses are published: they are
 ours (`configs/sfmnet.py`). From memory of the paper: BatchNorm after every convolution, the form
 of the supervised terms, pivots as the mean of a softmax over a grid, the bound of the depth.
-Choices of ours and how to get the paper's: `depth_activation="sigmoid"` (`relu_clip`), `pivot_add_back=True`
-(False: zero motion then needs t = p), `pixel_offset=0.5` (0), `rotation="tanh"` (`clip`; also
-`tanh_pi`), `up="depth_to_space"` (`deconv` as in reimplementations), the colour loss over pixels
-that stay inside, zero-initialised motion heads. The mask of a video is ours too: an object counts
-as far as its own flow is faster than `speed` pixels.
+Choices of ours and how to get the paper's: `depth_activation="sigmoid"` (`relu_clip`),
+`pivot_add_back=True` (False: zero motion then needs t = p), `pixel_offset=0.5` (0),
+`rotation="tanh"` (`clip`; also `tanh_pi`), `up="depth_to_space"` (`deconv` as in
+reimplementations), the colour loss over pixels that stay inside, zero-initialised motion heads.
+The mask of a video is ours too: an object counts as far as its own flow is faster than `speed`
+pixels.
 """
 
 from __future__ import annotations
