@@ -87,6 +87,8 @@ class ModelSpec:
       num_references: frames of the video that `prepare` wants (0: none).
       window_overlap: frames shared by neighbouring windows of a system that is not causal; None
         leaves that to the predictor.
+      lookahead: frames after its own that a prediction depends on, where that is all of the future
+        it needs; the last ones of a window then serve as context only. 0: no such limit is known.
       flow_direction: which flow `apply` reads under the key `flow`: `forward`, to the next frame,
         or `backward`, to the previous one (then a stream needs no look-ahead).
       flow_at_end: what the frame without that neighbour gets at inference: `negated` flow to its
@@ -108,6 +110,7 @@ class ModelSpec:
     causal: bool = True
     num_references: int = 0
     window_overlap: int | None = None
+    lookahead: int = 0
     flow_direction: Literal["forward", "backward"] = "forward"
     flow_at_end: Literal["negated", "neighbor", "repeat", "zero"] = "negated"
     channel_mean: tuple[float, float, float] | None = None

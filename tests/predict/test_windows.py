@@ -30,6 +30,11 @@ def test_the_end_is_filled_up_by_walking_back():
     assert [numbers(w) for w in windows(numbered(3), 5)] == [[0, 1, 2, 1, 0]]
 
 
+def test_the_end_may_be_filled_up_with_the_last_frame():
+    got = windows(numbered(3), 5, 1, hold_last=True)
+    assert [numbers(w) for w in got] == [[0, 1, 2, 2, 2]]
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6, 7, 8, 9, 17])
 @pytest.mark.parametrize("overlap", [0, 1, 2, 3])
 def test_every_frame_is_covered_and_declared_final_exactly_when_it_is(count, overlap):

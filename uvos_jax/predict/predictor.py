@@ -106,6 +106,8 @@ class Predictor:
         self.flip = flip
         self.references = references or spec.num_references
         own_length = spec.clip_len if spec.temporal == "clip" or not spec.causal else CHUNK
+        if spec.lookahead:
+            own_length = max(own_length, CHUNK + spec.lookahead)
         self.adapter: Adapter | None = None
         self.lessons: list[Lesson] = []
         if adapt and system.adaptation is not None:
@@ -120,7 +122,7 @@ class Predictor:
                 )
         self.flow = self._flow_provider(flow)
         self.chunk = chunk or own_length
-        overlap = spec.window_overlap if overlap is None else overlap
+        overlap = (spec.lookahead or spec.window_overlap) if overlap is None else overlap
         self.overlap = 0 if spec.causal else _check_overlap(overlap, self.chunk)
         self.variables = self._fit(variables)
         self._predict = jax.jit(self._predict_window)
@@ -381,12 +383,13 @@ class Predictor:
         frames: Iterable[Any] = reader
         if "flow" in spec.requires:
             frames = flow_of_video(self.flow, reader, reader, self.chunk, spec)
-        blend = _Blend()
+        blend = _Blend(spec.lookahead)
         waiting = None
         session = self.adapter.start(self.variables) if self.adapter else None
         if session is not None:
             self.lessons = session.lessons
-        for window in prefetched(windows(frames, self.chunk, self.overlap)):
+        hold = spec.lookahead > 0
+        for window in prefetched(windows(frames, self.chunk, self.overlap, hold_last=hold)):
             if not spec.causal:
                 states = first
             if session is not None:
@@ -490,10 +493,19 @@ class Predictor:
             yield frame
 
 
-class _Blend:
-    """Joins the probabilities of overlapping windows, weighing the middle of a window most."""
+#: Weight of a prediction that lacks frames it depends on: it counts only where there is no other.
+_CONTEXT_ONLY = 1e-9
 
-    def __init__(self):
+
+class _Blend:
+    """Joins the probabilities of overlapping windows, weighing the middle of a window most.
+
+    Args:
+      lookahead: frames at the end of a window that count only if no other window holds them.
+    """
+
+    def __init__(self, lookahead: int = 0):
+        self._lookahead = lookahead
         self._open: collections.deque = collections.deque()  # [index, frame, sum, weight]
 
     def add(self, window: Window, probs: Any) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
@@ -501,6 +513,8 @@ class _Blend:
         probs, length = np.array(probs), len(window.frames)
         for t in range(window.count):
             weight = min(t + 1, length - t)
+            if self._lookahead:
+                weight = 1.0 if t < length - self._lookahead else _CONTEXT_ONLY
             at = window.start + t - (self._open[0][0] if self._open else window.start)
             if at == len(self._open):
                 self._open.append([window.start + t, window.frames[t], probs[t], weight])

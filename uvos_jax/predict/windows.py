@@ -36,7 +36,12 @@ class Window:
 
 
 def windows(
-    frames: Iterable[Any], length: int, overlap: int = 0, flow: FlowFunction | None = None
+    frames: Iterable[Any],
+    length: int,
+    overlap: int = 0,
+    flow: FlowFunction | None = None,
+    *,
+    hold_last: bool = False,
 ) -> Iterator[Window]:
     """Yields windows of `length` frames, each sharing `overlap` with the one before.
 
@@ -48,6 +53,7 @@ def windows(
       frames: uint8 `[H,W,3]`, taken one by one; or pairs of a frame and its flow.
       flow: computes flow to the next frame in batches of `length` pairs; the last frame of the
         video gets the negated flow to its predecessor.
+      hold_last: fill up by repeating the last frame instead.
     """
     if flow:
         frames = with_flow(frames, flow, length)
@@ -55,11 +61,11 @@ def windows(
     previous = None
     for start, held, count in _cut(pairs, length, overlap):
         if previous is not None:
-            yield _window(*previous, length, final=start)
+            yield _window(*previous, length, final=start, hold_last=hold_last)
         previous = (start, held, count)
     if previous is not None:
         start, _, count = previous
-        yield _window(*previous, length, final=start + count)
+        yield _window(*previous, length, final=start + count, hold_last=hold_last)
 
 
 def _cut(items: Iterable[Any], length: int, overlap: int) -> Iterator[tuple[int, list, int]]:
@@ -77,8 +83,10 @@ def _cut(items: Iterable[Any], length: int, overlap: int) -> Iterator[tuple[int,
         yield covered, list(held)[-left:], left
 
 
-def _window(start: int, held: list, count: int, length: int, *, final: int) -> Window:
-    filled = [held[_walk_back(i, count)] for i in range(length)]
+def _window(
+    start: int, held: list, count: int, length: int, *, final: int, hold_last: bool
+) -> Window:
+    filled = [held[min(i, count - 1) if hold_last else _walk_back(i, count)] for i in range(length)]
     flow = None if filled[0][1] is None else np.stack([f for _, f in filled])
     return Window(start, np.stack([x for x, _ in filled]), flow, count, final)
 
