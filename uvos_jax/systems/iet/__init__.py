@@ -182,8 +182,8 @@ class IET(System):
         """Embeddings on stills; with the bilateral labelling, its filters on clips with flow."""
         total = int(config.train.total_steps)
         heads = ((r"(^|/)(embedding|semantic)_head/", float(config.model.head_lr_multiplier)),)
-        first = Phase("embedding", data="static", lr_multipliers=heads,
-                      frozen=(r"(^|/)motion_background/",))  # fmt: skip
+        resting = (r"(^|/)motion_background/",) if self.bilateral else ()
+        first = Phase("embedding", data="static", lr_multipliers=heads, frozen=resting)
         if not self.bilateral:
             return (Stage("embedding", total, (first,)),)
         second = round(total * config.model.bilateral_share)
