@@ -15,7 +15,7 @@ STEPS = 150
 MARGIN = 0.05
 
 
-@pytest.mark.slow
+@pytest.mark.learns
 def test_region_similarity_on_held_out_clips_rises():
     config = uvos.load_config("agnn:tiny")
     config.train.total_steps = STEPS

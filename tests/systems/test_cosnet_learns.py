@@ -14,7 +14,7 @@ STEPS = 240
 MARGIN = 0.08
 
 
-@pytest.mark.slow
+@pytest.mark.learns
 def test_region_similarity_on_held_out_clips_rises():
     config = uvos.load_config("cosnet:tiny")
     system = uvos.build(config)

@@ -14,7 +14,7 @@ STEPS = {"appearance": 60, "motion": 100, "joint": 60}
 MARGIN = 0.08
 
 
-@pytest.mark.slow
+@pytest.mark.learns
 def test_region_similarity_on_held_out_clips_rises():
     config = uvos.load_config("fusionseg:tiny")
     system = uvos.build(config)

@@ -10,11 +10,11 @@ from uvos_jax.train.optimizer import make_optimizer, make_schedule
 from uvos_jax.train.step import init_state, make_train_step
 
 STEPS = 150
-#: J on held-out clips starts near 0.1 and has to rise by this much within STEPS steps.
+#: J on held-out clips starts near 0.04 and has to rise by this much within STEPS steps.
 MARGIN = 0.15
 
 
-@pytest.mark.slow
+@pytest.mark.learns
 def test_region_similarity_on_held_out_clips_rises():
     config = uvos.load_config("matnet:tiny")
     system = uvos.build(config)

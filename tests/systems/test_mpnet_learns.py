@@ -16,7 +16,7 @@ STEPS = 300
 MARGIN = 0.3
 
 
-@pytest.mark.slow
+@pytest.mark.learns
 def test_region_similarity_on_held_out_clips_rises():
     config = uvos.load_config("mpnet:tiny")
     system = uvos.build(config)

@@ -153,7 +153,7 @@ class MATNet(System):
         venue="AAAI",
         official_weights="PyTorch, linked from github.com/tfzhou/MATNet",
         parity="official network, masks within 1e-4",
-        learned="J 0.08 to 0.33 in 150 steps",
+        learned="J 0.04 to 0.27 in 150 steps",
         davis16_j=82.4,
         davis16_f=80.7,
     )
