@@ -64,7 +64,7 @@ def full() -> ConfigDict:
     config = get_base_config()
 
     config.model.name = "iet"
-    config.model.input_size = ()  # native
+    config.model.input_size = (480, 854)
     config.model.clip_len = 24  # frames whose tracks are looked at together
     # DeepLab-v2 on a ResNet-101, output stride 8
     config.model.block_counts = (3, 4, 23, 3)

@@ -23,6 +23,16 @@ def pytest_unconfigure(config):
     _hook.uninstall()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """With `--dist loadgroup` a file stays on one worker; of the registry's tests, a system."""
+    for item in items:
+        group = item.nodeid.partition("::")[0]
+        if group.endswith("test_registry_systems.py"):
+            group += item.callspec.params["name"]
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture
 def rng():
     """A seeded numpy generator."""

@@ -9,8 +9,8 @@ Everything is a function of a key, so clip i of a set is the same on every machi
 from uvos_jax.synthetic.config import OUTPUTS, SceneConfig, config, curriculum
 from uvos_jax.synthetic.degrade import degrade_flow
 from uvos_jax.synthetic.demo import demo_clip, demo_clips
-from uvos_jax.synthetic.pairs import saliency_pair
 from uvos_jax.synthetic.fixations import fixation_maps
+from uvos_jax.synthetic.pairs import saliency_pair
 from uvos_jax.synthetic.pseudo_video import pseudo_video
 from uvos_jax.synthetic.render import batch, clip, clip_key, render
 from uvos_jax.synthetic.scene import sample_scene
