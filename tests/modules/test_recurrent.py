@@ -309,3 +309,71 @@ def test_even_kernels_are_refused():
 def test_unknown_peephole_is_refused():
     with pytest.raises(ConfigError, match="peephole 'some'"):
         ConvLSTM(2, peephole="some").init(jax.random.key(0), jnp.zeros((1, 1, 3, 3, 1)))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("T", [9, 11])
+def test_recomputing_in_segments_changes_nothing(T, reverse, rng):
+    x = jnp.asarray(rng.normal(size=(1, T, 5, 7, 3)), jnp.float32)
+    markers = jnp.ones((1, T)).at[0, 4].set(0)
+    plain = ConvLSTM(4, peephole="spatial", output_sees="old", peephole_init=1.0)
+    variables = jax.jit(plain.init)(jax.random.key(0), x)
+
+    @partial(jax.jit, static_argnums=0)
+    def run(module, variables, x):
+        def loss(v, x):
+            carry, h = module.apply(v, x, markers=markers, reverse=reverse)
+            return jnp.sum(h**2) + jnp.sum(carry.c**2), h
+
+        return jax.grad(loss, (0, 1), has_aux=True)(variables, x)
+
+    gradients, h = run(plain, variables, x)
+    again, h_again = run(plain.clone(remat=True), variables, x)
+    np.testing.assert_allclose(h_again, h, rtol=1e-6, atol=1e-6)
+    for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(again), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_memory_of_recomputation_hardly_grows_with_time():
+    layer = ConvLSTM(8, remat=True)
+
+    def beside_the_maps(T):
+        """Temporary bytes of the backward pass beyond the hidden maps and their cotangents."""
+        x = jax.ShapeDtypeStruct((1, T, 24, 24, 8), jnp.float32)
+        variables = jax.eval_shape(layer.init, jax.random.key(0), x)
+
+        def loss(v, x):
+            return jnp.sum(layer.apply(v, x)[1] ** 2)
+
+        compiled = jax.jit(jax.grad(loss, (0, 1))).lower(variables, x).compile()
+        return compiled.memory_analysis().temp_size_in_bytes - 2 * 4 * T * 24 * 24 * 8
+
+    assert beside_the_maps(144) < 3 * beside_the_maps(16)
+
+
+def test_where_the_input_convolution_stands_does_not_matter(layer):
+    module, variables, x = layer
+    outputs = [
+        jax.jit(module.clone(hoist_input=hoist).apply)(variables, x)[1] for hoist in (True, False)
+    ]
+    np.testing.assert_allclose(*outputs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 7, 3), (2, 40, 40, 80)])
+@pytest.mark.parametrize("kernel,dilation", [(3, 2), (5, 1)])
+def test_gradients_in_loops_equal_those_of_a_convolution(shape, kernel, dilation, rng):
+    """Small maps take shifted copies, large ones and wide kernels convolutions."""
+    x = jnp.asarray(rng.normal(size=shape), jnp.float32)
+    k = jnp.asarray(rng.normal(size=(kernel, kernel, shape[-1], 4)), jnp.float32)
+
+    def gradients(implementation):
+        def loss(x, k):
+            y = recurrent_conv(x, k, dilation=dilation, implementation=implementation)
+            return jnp.sum(jnp.sin(y))
+
+        return jax.jit(jax.grad(loss, (0, 1)))(x, k)
+
+    with HIGHEST():
+        for a, b in zip(gradients("auto"), gradients("conv"), strict=True):
+            scale = float(jnp.abs(b).max())
+            np.testing.assert_allclose(a, b, atol=2e-5 * scale)
