@@ -8,6 +8,7 @@ synthetic source is rendered in whole batches on the device instead, which costs
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Iterator
 from functools import partial
@@ -28,6 +29,8 @@ from uvos_jax.data.transforms import Augment, resize_example
 from uvos_jax.errors import ConfigError, DataError, ShapeError
 
 log = logging.getLogger("uvos_jax")
+#: Numbers the examples that were skipped (`data.skip_corrupt`), for the log.
+_skipped = itertools.count(1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +48,7 @@ class _Sample(grain.transforms.RandomMap):
         except (DataError, ShapeError) as error:
             if not self.skip_corrupt:
                 raise
-            log.warning("skipped a corrupt example: %s", error)
+            log.warning("skipped corrupt example %d of this process: %s", next(_skipped), error)
             return None
         return self.augment(example, rng) if self.augment else example
 
