@@ -80,20 +80,17 @@ def _cut(items: Iterable[Any], length: int, overlap: int) -> Iterator[tuple[int,
     if left and overlap and seen >= length:
         yield seen - length, list(held), length
     elif left:
-        yield covered, list(held)[-left:], left
+        yield covered, list(held), left
 
 
 def _window(
     start: int, held: list, count: int, length: int, *, final: int, hold_last: bool
 ) -> Window:
-    filled = [held[min(i, count - 1) if hold_last else _walk_back(i, count)] for i in range(length)]
+    last = len(held) - 1
+    filled = held[len(held) - count :]
+    filled += [held[last if hold_last else max(last - i, 0)] for i in range(1, length - count + 1)]
     flow = None if filled[0][1] is None else np.stack([f for _, f in filled])
     return Window(start, np.stack([x for x, _ in filled]), flow, count, final)
-
-
-def _walk_back(i: int, count: int) -> int:
-    """Index i, reflected at the last of `count` frames, and stopped at the first."""
-    return i if i < count else max(2 * (count - 1) - i, 0)
 
 
 def prefetched(items: Iterator[Any], depth: int = 2) -> Iterator[Any]:
