@@ -89,11 +89,15 @@ def newest_checkpoint(workdir):
 
 
 def damage(checkpoint):
-    """Turns one bit in the middle of the largest file of a checkpoint's arrays."""
-    file = max((checkpoint / "state").rglob("d/*"), key=lambda p: p.stat().st_size)
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.write_bytes(data)
+    """Turns one bit in the middle of the largest file of every folder of a checkpoint's arrays.
+
+    A killed run can leave a folder behind that nothing refers to; damage there would go unnoticed.
+    """
+    for folder in (p for p in (checkpoint / "state").rglob("d") if p.is_dir()):
+        file = max(folder.iterdir(), key=lambda p: p.stat().st_size)
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
 
 
 @pytest.fixture(scope="module")
