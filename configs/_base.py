@@ -95,3 +95,18 @@ def parse_arg(arg: str) -> tuple[str, dict[str, str]]:
             raise ValueError(f"config argument {arg!r}: {part!r} is not of the form key=value")
         pairs[key.strip()] = value.strip()
     return variant, pairs
+
+
+def set_model_field(config: ConfigDict, key: str, value: str) -> None:
+    """Sets `model.key` from text, as the type of its default."""
+    if key not in config.model:
+        raise ValueError(f"model has no field {key!r}; it has {', '.join(config.model)}")
+    kind = type(config.model[key])
+    if kind is bool:
+        config.model[key] = value.lower() in ("1", "true", "yes")
+    elif kind in (str, int, float):
+        config.model[key] = kind(value)
+    else:
+        raise ValueError(
+            f"model.{key} cannot be set in the config's name; use --config.model.{key}"
+        )

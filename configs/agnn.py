@@ -20,7 +20,7 @@ Variants: `full`, `paper`, `mean` (the release with any number of references in 
 `one_scale` (no test-time scales), `tiny` and `tiny_paper` (tests).
 """
 
-from _base import get_base_config, parse_arg
+from _base import get_base_config, parse_arg, set_model_field
 from ml_collections import ConfigDict
 
 STEPS_PER_EPOCH = 130  # 2079 frames of DAVIS-16 train in batches of 16
@@ -64,21 +64,6 @@ def get_config(arg: str = "full") -> ConfigDict:
     for key, value in overrides.items():
         set_model_field(config, key, value)
     return config
-
-
-def set_model_field(config: ConfigDict, key: str, value: str) -> None:
-    """Sets `model.key` from text, as the type of its default."""
-    if key not in config.model:
-        raise ValueError(f"model has no field {key!r}; it has {', '.join(config.model)}")
-    kind = type(config.model[key])
-    if kind is bool:
-        config.model[key] = value.lower() in ("1", "true", "yes")
-    elif kind in (str, int, float):
-        config.model[key] = kind(value)
-    else:
-        raise ValueError(
-            f"model.{key} cannot be set in the config's name; use --config.model.{key}"
-        )
 
 
 def full() -> ConfigDict:

@@ -23,7 +23,7 @@ negatives (`no_hem`), with Sobel edges for them (`sobel`), with three dilated co
 own (`dilations357`), `tiny` (tests).
 """
 
-from _base import get_base_config, parse_arg
+from _base import get_base_config, parse_arg, set_model_field
 from ml_collections import ConfigDict
 
 ABLATIONS = {
@@ -58,21 +58,6 @@ def get_config(arg: str = "full") -> ConfigDict:
 def set_size(config: ConfigDict, size: tuple[int, int]) -> None:
     config.model.input_size = size
     config.data.size = size
-
-
-def set_model_field(config: ConfigDict, key: str, value: str) -> None:
-    """Sets `model.key` from text, as the type of its default."""
-    if key not in config.model:
-        raise ValueError(f"model has no field {key!r}; it has {', '.join(config.model)}")
-    kind = type(config.model[key])
-    if kind is bool:
-        config.model[key] = value.lower() in ("1", "true", "yes")
-    elif kind in (str, int, float):
-        config.model[key] = kind(value)
-    else:
-        raise ValueError(
-            f"model.{key} cannot be set in the config's name; use --config.model.{key}"
-        )
 
 
 def full() -> ConfigDict:

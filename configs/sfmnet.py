@@ -17,7 +17,7 @@ Variants: `full` (colour, smoothness, forward-backward), `ego_motion` (adds the 
 `causal` (pairs with the previous frame, for streams), `tiny` (tests; all supervision).
 """
 
-from _base import get_base_config, parse_arg
+from _base import get_base_config, parse_arg, set_model_field
 from ml_collections import ConfigDict
 
 VARIANTS = (
@@ -71,21 +71,6 @@ def supervise(config: ConfigDict, names) -> None:
     for name in names:
         config.model.term_weights.update(SUPERVISION[name])
     config.data.train = ({"name": "raycast", "weight": 1.0},)
-
-
-def set_model_field(config: ConfigDict, key: str, value: str) -> None:
-    """Sets `model.key` from text, as the type of its default."""
-    if key not in config.model:
-        raise ValueError(f"model has no field {key!r}; it has {', '.join(config.model)}")
-    kind = type(config.model[key])
-    if kind is bool:
-        config.model[key] = value.lower() in ("1", "true", "yes")
-    elif kind in (str, int, float):
-        config.model[key] = kind(value)
-    else:
-        raise ValueError(
-            f"model.{key} cannot be set in the config's name; use --config.model.{key}"
-        )
 
 
 def full() -> ConfigDict:

@@ -20,7 +20,7 @@ Variants: `full` (DAVIS, confident pixels), `teachcont` (soft labels), `baseline
 `ivos_tasks`, `fbms` (their settings of adaptation), `tiny` (tests).
 """
 
-from _base import get_base_config, parse_arg
+from _base import get_base_config, parse_arg, set_model_field
 from ml_collections import ConfigDict
 
 #: steps, loss scale, erosion (px), distance of negatives (px)
@@ -67,21 +67,6 @@ def get_config(arg: str = "full") -> ConfigDict:
 def set_adaptation(config: ConfigDict, values: tuple) -> None:
     model = config.model
     model.adapt_steps, model.adapt_loss_scale, model.erosion, model.negative_distance = values
-
-
-def set_model_field(config: ConfigDict, key: str, value: str) -> None:
-    """Sets `model.key` from text, as the type of its default."""
-    if key not in config.model:
-        raise ValueError(f"model has no field {key!r}; it has {', '.join(config.model)}")
-    kind = type(config.model[key])
-    if kind is bool:
-        config.model[key] = value.lower() in ("1", "true", "yes")
-    elif kind in (str, int, float):
-        config.model[key] = kind(value)
-    else:
-        raise ValueError(
-            f"model.{key} cannot be set in the config's name; use --config.model.{key}"
-        )
 
 
 def full() -> ConfigDict:
