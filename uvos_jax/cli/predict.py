@@ -6,9 +6,10 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from uvos_jax.cli.common import make_predictor, progress_bar
-from uvos_jax.errors import DataError
+from uvos_jax.errors import ConfigError, DataError
 
 EPILOG = """examples:
   uvos predict clip.mp4
@@ -16,8 +17,11 @@ EPILOG = """examples:
   uvos predict DAVIS/JPEGImages/480p --out masks --crf cosnet
   uvos predict clip.mp4 --system cosnet --weights cosnet.npz --save probs
   uvos predict clip.mp4 --system matnet --weights matnet.npz --flow opencv_dis
+  uvos predict clip.mp4 --system mug --weights mug.npz --first-mask first.png
+  uvos predict DAVIS/JPEGImages/480p --system agnn --weights agnn.npz --instances
 
-Masks are palette PNGs in the DAVIS layout, OUT/VIDEO/00000.png: 0 background, 1 foreground."""
+Masks are palette PNGs in the DAVIS layout, OUT/VIDEO/00000.png: 0 background, 1 foreground, or with
+--first-mask and --instances the numbers of objects."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -53,6 +57,20 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         "--flow", metavar="PROVIDER|DIR",
         help="for systems that read optical flow: an estimator (default tvl1; `uvos flow --help` "
         "lists them) or a folder of flow files",
+    )  # fmt: skip
+    parser.add_argument(
+        "--first-mask", metavar="PNG|DIR",
+        help="one-shot (mug): carry the object ids of this mask of the first frame through the "
+        "video; a folder holds VIDEO/FRAME.png",
+    )  # fmt: skip
+    parser.add_argument(
+        "--instances", action="store_true",
+        help="number the objects, as for DAVIS-2017 (agnn, mug); agnn joins them along --flow",
+    )  # fmt: skip
+    parser.add_argument(
+        "--proposals", metavar="DIR",
+        help="with --instances: masks of an instance segmenter, DIR/VIDEO/FRAME.npz with `masks` "
+        "and `scores`; default: connected parts of the foreground",
     )  # fmt: skip
     parser.add_argument(
         "--no-adapt", action="store_true", help="do not adapt to the video (teacher_student)"
@@ -108,14 +126,64 @@ def unique_names(videos: list[Path]) -> list[str]:
     return list(names)
 
 
+def check_object_options(args: argparse.Namespace) -> None:
+    """Raises `ConfigError` for options that contradict `--first-mask` or `--instances`."""
+    if args.proposals is not None and not args.instances:
+        raise ConfigError("--proposals are split into objects by --instances: give it, too")
+    if args.first_mask is None:
+        return
+    given = {
+        "--instances": args.instances,
+        "--crf": args.crf,
+        "--flip": args.flip,
+        "--threshold": args.threshold is not None,
+        "--references": args.references is not None,
+        "--flow": args.flow is not None,
+    }
+    for option, value in given.items():
+        if value:
+            raise ConfigError(
+                f"--first-mask carries the ids of a mask along and looks at nothing else: leave "
+                f"{option} out"
+            )
+
+
+def results_of(args: argparse.Namespace, predictor: Any, reader: Any, flow: str | None) -> Any:
+    """The frames of one prediction, in the mode that the options ask for."""
+    from uvos_jax.predict import objects
+
+    if args.first_mask is not None:
+        mask = objects.first_mask_of(args.first_mask, reader)
+        return objects.iter_first_mask(predictor, reader, mask)
+    if args.instances:
+        return objects.iter_instances(
+            predictor, reader, proposals=args.proposals, flow=flow, stream=args.stream
+        )
+    return predictor.iter_predict(reader, stream=args.stream)
+
+
 def run(args: argparse.Namespace) -> int:
     """Runs the subcommand."""
     from uvos_jax.data.video_io import open_video
+    from uvos_jax.predict.objects import check_mode
     from uvos_jax.predict.sink import PredictionSink
 
+    check_object_options(args)
     videos = expand(args.videos)
     names = unique_names(videos)
+    if args.first_mask is not None and len(videos) > 1 and not Path(args.first_mask).is_dir():
+        raise ConfigError(
+            f"--first-mask {args.first_mask} is one mask for {len(videos)} videos: give a folder "
+            "with VIDEO/FRAME.png, or one video at a time"
+        )
+    flow = args.flow
+    if args.instances:
+        args.flow = None  # it joins the objects, the network does not read it
     predictor = make_predictor(args)
+    if args.first_mask is not None:
+        check_mode(predictor.system, "first_mask")
+    if args.instances:
+        check_mode(predictor.system, "instances")
     for video, name in zip(videos, names, strict=True):
         if args.skip_existing and (Path(args.out) / name).exists():
             print(f"{name}: has results, skipped")
@@ -127,8 +195,7 @@ def run(args: argparse.Namespace) -> int:
         )  # fmt: skip
         began, count = time.monotonic(), 0
         with sink, progress_bar(name, reader.num_frames) as advance:
-            results = predictor.iter_predict(reader, stream=args.stream)
-            for result in results:
+            for result in results_of(args, predictor, reader, flow):
                 sink.write(result)
                 count += 1
                 advance()
@@ -136,8 +203,6 @@ def run(args: argparse.Namespace) -> int:
         extra = f", {sink.overlay_path}" if args.overlay else ""
         print(f"{name}: {count} masks in {sink.final}{extra} ({speed:.1f} frames/s)")
         if "geometry" in args.save:
-            from uvos_jax.predict.extras import write_extras
-
             folder = Path(args.out) / "geometry" / name
             print(f"{name}: {write_extras(predictor, video, folder, overwrite=args.overwrite)}")
         sys.stdout.flush()

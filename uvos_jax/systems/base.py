@@ -47,6 +47,10 @@ class System:
     #: How parameters change while a video is segmented; None: they do not.
     adaptation: Adaptation | None = None
 
+    #: How the system can number objects, see `uvos_jax.predict.objects`: `first_mask` (it has
+    #: `follow`), `instances` (it has `number_objects`).
+    object_modes: tuple[str, ...] = ()
+
     #: Batch keys that `loss_fn` needs beyond masks and what `spec.requires` names.
     training_requires: frozenset[str] = frozenset()
 

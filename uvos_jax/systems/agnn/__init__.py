@@ -38,6 +38,7 @@ from uvos_jax.modules import attention as attn
 from uvos_jax.modules import graph, memory
 from uvos_jax.ops.resize import resize_bilinear
 from uvos_jax.registry import register
+from uvos_jax.systems.agnn.instances import ObjectNumbers
 from uvos_jax.systems.agnn.network import AttentiveGraphNetwork
 from uvos_jax.systems.base import System
 from uvos_jax.types import Batch, ModelCard, ModelSpec, Outputs, Phase, Stage, State
@@ -259,6 +260,13 @@ class AGNN(System):
 
         state, probs = jax.lax.scan(one_frame, state, queries)
         return state, probs.swapaxes(0, 1)
+
+    #: What `uvos predict` can do beside one foreground, see `uvos_jax.predict.objects`.
+    object_modes = ("instances",)
+
+    def number_objects(self, variables: Mapping[str, Any]) -> ObjectNumbers:
+        """Instances of a video that arrives frame by frame."""
+        return ObjectNumbers()
 
     def predict_interleaved(self, variables: Mapping[str, Any], frames: Any) -> np.ndarray:
         """The paper's procedure: interleaved sets of `num_references` + 1 frames, each run once.

@@ -171,12 +171,61 @@ def segment_instances(
             f"got {len(heat)} maps, {len(proposals)} proposals and {len(flow)} flows: expected "
             "proposals for every map and a flow from each frame to the next"
         )
-    masks, scores = proposals[0]
-    binary = binary_map(heat[0], None if frames is None else frames[0])
-    ids = np.zeros(heat.shape, np.uint8)
-    chosen = select_proposals(binary, masks, scores)
-    for number, i in reversed(list(enumerate(chosen, start=1))):  # the best is written last
-        ids[0][np.asarray(masks[i], bool)] = number
-    for t in range(1, len(heat)):
-        ids[t] = associate(ids[t - 1], -np.asarray(flow[t - 1]), proposals[t])
-    return ids
+    numbers = ObjectNumbers()
+    none = np.zeros((*heat.shape[1:], 2), np.float32)
+    return np.stack(
+        [
+            numbers.step(
+                None if frames is None else frames[t],
+                heat[t] / 255.0,
+                *proposals[t],
+                flow=-np.asarray(flow[t - 1]) if t else none,
+            )
+            for t in range(len(heat))
+        ]
+    )
+
+
+class ObjectNumbers:
+    """Instance ids of a video that arrives frame by frame.
+
+    Attributes:
+      needs_flow: whether `step` takes optical flow.
+    """
+
+    needs_flow = True
+
+    def __init__(self):
+        self._ids: np.ndarray | None = None
+
+    def step(
+        self,
+        frame: np.ndarray | None,
+        prob: np.ndarray,
+        proposals: np.ndarray | None = None,
+        scores: np.ndarray | None = None,
+        flow: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Ids uint8 `[H,W]` of the next frame; objects are those of the first.
+
+        Args:
+          frame: uint8 `[H,W,3]` for the CRF on the first map; None goes without.
+          prob: AGNN's map `[H,W]` in [0,1]; taken in steps of 1/255, as saved maps are.
+          proposals, scores: see `Proposals`; None takes the connected parts of the map.
+          flow: from this frame to the one before, `[H,W,2]` pixels.
+
+        Raises:
+          ShapeError: the sizes do not agree.
+        """
+        heat = np.round(np.asarray(prob) * 255).astype(np.uint8)
+        if proposals is None:
+            proposals, scores = components_as_proposals(heat)
+        if self._ids is None:
+            ids = np.zeros(heat.shape, np.uint8)
+            chosen = select_proposals(binary_map(heat, frame), proposals, scores)
+            for number, i in reversed(list(enumerate(chosen, start=1))):  # the best is written last
+                ids[np.asarray(proposals[i], bool)] = number
+        else:
+            ids = associate(self._ids, flow, (np.asarray(proposals, bool), scores))
+        self._ids = ids
+        return ids

@@ -46,8 +46,8 @@ from uvos_jax.ops.saliency import manifold_ranking_saliency
 from uvos_jax.registry import register
 from uvos_jax.systems.base import System
 from uvos_jax.systems.mug.granularity import SCALES, scale_of
+from uvos_jax.systems.mug.objects import FirstMaskFollower, ObjectNumbers
 from uvos_jax.systems.mug.paper import STRIDE, PaperNetwork
-from uvos_jax.systems.mug.propagation import components, link_objects, propagate
 from uvos_jax.systems.mug.release import SIZE_MULTIPLE, ReleaseNetwork
 from uvos_jax.types import Batch, ModelCard, ModelSpec, Outputs, Phase, Stage, State, Variables
 
@@ -452,6 +452,15 @@ class MuG(System):
 
     # ----- one shot and objects -----------------------------------------------------------
 
+    #: What `uvos predict` can do beside one foreground, see `uvos_jax.predict.objects`.
+    object_modes = ("first_mask", "instances")
+
+    @property
+    def matching_scale(self) -> float:
+        """Factor on products of `matching_features` when labels travel."""
+        channels = self.config.embedding
+        return 1.0 if self._released else scale_of(self.config.affinity_scale, channels)
+
     def matching_features(self, variables: Mapping[str, Any], frames: jax.Array) -> jax.Array:
         """Features `[T,h,w,C]` that frames uint8 `[T,H,W,3]` are compared by."""
         network, x = self._network(variables), self.normalize(frames)
@@ -461,7 +470,7 @@ class MuG(System):
     def propagate_masks(
         self, variables: Mapping[str, Any], frames: Any, first_mask: Any
     ) -> np.ndarray:
-        """One-shot segmentation: carries the first frame's labels through a video.
+        """One-shot segmentation: carries the first frame's labels through a video in memory.
 
         Args:
           frames: uint8 `[T,H,W,3]` RGB. first_mask: ids `[H,W]` of frame 0, 0 background.
@@ -470,34 +479,17 @@ class MuG(System):
           ids `[T,H,W]` uint8, frame 0 as given.
 
         Raises:
-          ShapeError: frames and mask do not belong together, or a label has no cell of its own.
+          ShapeError: frames and mask do not belong together.
         """
-        frames, first_mask = np.asarray(frames), np.asarray(first_mask)
-        if frames.ndim != 4 or first_mask.shape != frames.shape[1:3] or frames.dtype != np.uint8:
-            raise ShapeError(
-                f"propagate_masks: expected frames uint8 [T,H,W,3] and a mask [H,W], got "
-                f"{frames.dtype} {frames.shape} and {first_mask.shape}"
-            )
-        ids = np.unique(first_mask)
-        ids = np.concatenate([[0], ids[ids > 0]]).astype(np.uint8)
-        size, source = self.spec.input_size, frames.shape[1:3]
-        small = jnp.round(resize_bilinear(jnp.asarray(frames, jnp.float32), size))
-        features = jax.jit(self.matching_features)(variables, small.astype(jnp.uint8))
-        onehot = jnp.asarray(first_mask[..., None] == ids, jnp.float32)
-        grid = features.shape[1:3]
-        # the share of every label in a cell: enlarge to a multiple of the grid, then average
-        fine = tuple(n * -(-m // n) for n, m in zip(grid, source, strict=True))
-        first = resize_nearest(onehot, fine).reshape(
-            grid[0], fine[0] // grid[0], grid[1], fine[1] // grid[1], -1
-        )
-        scale = 1.0 if self._released else scale_of(self.config.affinity_scale, features.shape[-1])
-        soft = propagate(
-            features, first.mean(axis=(1, 3)), neighbours=self.config.neighbours, scale=scale
-        )
-        labels = jnp.argmax(resize_bilinear(soft, source), axis=-1)
-        result = ids[np.asarray(labels)]
-        result[0] = first_mask
-        return result
+        return self.follow(variables, first_mask).step(frames)[0]
+
+    def follow(self, variables: Mapping[str, Any], first_mask: Any) -> FirstMaskFollower:
+        """One-shot segmentation of a video that arrives piece by piece."""
+        return FirstMaskFollower(self, variables, first_mask)
+
+    def number_objects(self, variables: Mapping[str, Any], **options: float) -> ObjectNumbers:
+        """Instances of a video that arrives frame by frame; `options` of `ObjectLinker`."""
+        return ObjectNumbers(self, variables, **options)
 
     def segment_objects(
         self,
@@ -513,7 +505,7 @@ class MuG(System):
           frames: uint8 `[T,H,W,3]`. probabilities: of the foreground, `[T,H,W]`, from `predict`.
           proposals: per frame masks `[N,H,W]` bool of an instance segmenter; None takes the
             connected parts of the foreground.
-          options: of `propagation.link_objects`.
+          options: of `propagation.ObjectLinker`.
 
         Returns:
           ids `[T,H,W]` uint8, 0 background.
@@ -521,13 +513,19 @@ class MuG(System):
         Raises:
           ShapeError: the arguments do not belong together.
         """
-        probabilities = np.asarray(probabilities)
-        if proposals is None:
-            least = max(1, probabilities[0].size // 1000)
-            proposals = [components(p > 0.5, least=least) for p in probabilities]
-        small = jnp.round(resize_bilinear(jnp.asarray(frames, jnp.float32), self.spec.input_size))
-        features = jax.jit(self.matching_features)(variables, small.astype(jnp.uint8))
-        return link_objects(proposals, probabilities, np.asarray(features), **options)
+        given = [None] * len(frames) if proposals is None else proposals
+        if not len(frames) == len(probabilities) == len(given):
+            raise ShapeError(
+                f"segment_objects: {len(frames)} frames need as many maps of probabilities and "
+                f"sets of proposals, got {len(probabilities)} and {len(given)}"
+            )
+        numbers = self.number_objects(variables, **options)
+        return np.stack(
+            [
+                numbers.step(np.asarray(frame), np.asarray(prob), masks)
+                for frame, prob, masks in zip(frames, probabilities, given, strict=True)
+            ]
+        )
 
 
 def _above(x: jax.Array, threshold: float) -> jax.Array:
