@@ -33,12 +33,7 @@ def write_extras(
       DataError: the folder exists already.
     """
     system, folder = predictor.system, Path(folder)
-    if not getattr(system, "extras", ()):
-        raise UnsupportedError(
-            f"{system.spec.name} gives masks only: leave --save geometry out (sfmnet has it)"
-        )
-    if folder.exists() and not overwrite:
-        raise DataError(f"{folder} exists already: use --overwrite to replace it")
+    check_extras(system, folder, overwrite=overwrite)
     work = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(work, ignore_errors=True)
     for name in ("depth", "flow"):
@@ -71,6 +66,16 @@ def write_extras(
     shutil.rmtree(folder, ignore_errors=True)
     work.replace(folder)
     return folder
+
+
+def check_extras(system: Any, folder: str | Path, *, overwrite: bool = False) -> None:
+    """What `write_extras` would refuse, before the slow part."""
+    if not getattr(system, "extras", ()):
+        raise UnsupportedError(
+            f"{system.spec.name} gives masks only: leave --save geometry out (sfmnet has it)"
+        )
+    if Path(folder).exists() and not overwrite:
+        raise DataError(f"{folder} exists already: use --overwrite to replace it")
 
 
 def depth_picture(depth: np.ndarray) -> np.ndarray:
