@@ -184,6 +184,13 @@ def run(args: argparse.Namespace) -> int:
         check_mode(predictor.system, "first_mask")
     if args.instances:
         check_mode(predictor.system, "instances")
+    if "geometry" in args.save:
+        from uvos_jax.predict.extras import check_extras, write_extras
+
+        for name in names:
+            if not (args.skip_existing and (Path(args.out) / name).exists()):
+                folder = Path(args.out) / "geometry" / name
+                check_extras(predictor.system, folder, overwrite=args.overwrite)
     for video, name in zip(videos, names, strict=True):
         if args.skip_existing and (Path(args.out) / name).exists():
             print(f"{name}: has results, skipped")
