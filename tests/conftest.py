@@ -3,9 +3,12 @@
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-_flags = os.environ.get("XLA_FLAGS", "")
-if "xla_force_host_platform_device_count" not in _flags:
-    os.environ["XLA_FLAGS"] = f"{_flags} --xla_force_host_platform_device_count=8".strip()
+_flags = os.environ.get("XLA_FLAGS", "").split()
+# The tests compile far more than they compute: without optimisation they take half the time.
+for _flag in ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"):
+    if not any(given.startswith(_flag.partition("=")[0]) for given in _flags):
+        _flags.append(_flag)
+os.environ["XLA_FLAGS"] = " ".join(_flags)
 
 # jaxtyping annotations of the array layers are checked at run time in tests only.
 from jaxtyping import install_import_hook
@@ -15,6 +18,9 @@ _hook = install_import_hook(
     "beartype.beartype",
 )
 
+import gc
+
+import jax
 import numpy as np
 import pytest
 
@@ -31,6 +37,14 @@ def pytest_collection_modifyitems(items):
         if group.endswith("test_registry_systems.py"):
             group += item.callspec.params["name"]
         item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_compiled_programs():
+    """Each compiled program holds memory maps, of which a process may have some 65 000."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

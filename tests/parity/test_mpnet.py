@@ -10,7 +10,8 @@ import pytest
 
 import uvos_jax as uvos
 from uvos_jax.convert import convert
-from uvos_jax.convert.mpnet import KERNELS, numbered, table
+from uvos_jax.convert.mpnet import table
+from uvos_jax.convert.mpnet_stream import KERNELS, numbered
 from uvos_jax.convert.official import to_official
 from uvos_jax.convert.variables import flatten
 from uvos_jax.errors import CheckpointError, UnsupportedError

@@ -14,10 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from uvos_jax.convert import wire
+from uvos_jax.convert.bounds import checked_name
 from uvos_jax.errors import CheckpointError
 
 #: Field of a network -> (field of its name, field of its blobs) in a layer.
 LAYOUTS = {100: (1, 7), 2: (4, 6)}
+#: More than any layer of Caffe has.
+MAX_BLOBS = 64
 
 
 def read_caffe(path: str | Path) -> dict[str, np.ndarray]:
@@ -92,9 +95,11 @@ def _layer(data: memoryview, name_field: int, blob_field: int, views: _Views):
     for number, kind, value in wire.fields(data):
         views.keep(value)
         if number == name_field and kind == wire.BYTES:
-            name = wire.text(value)
+            name = checked_name(wire.text(value))
         elif number == blob_field and kind == wire.BYTES:
             blobs.append(_blob(value, views))
+            if len(blobs) > MAX_BLOBS:
+                raise ValueError(f"a layer of more than {MAX_BLOBS} blobs")
     return name, blobs
 
 

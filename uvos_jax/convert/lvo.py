@@ -9,20 +9,17 @@ x to z, r and candidate (with biases), h to the same.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
 
-from uvos_jax.convert import caffe_names
+from uvos_jax.convert import caffe_names, mpnet_stream
+from uvos_jax.convert.mpnet_stream import stream_table
+from uvos_jax.convert.readers import TORCH7_SUFFIXES, Source, read_official
 from uvos_jax.convert.table import CONV, Entry, Layout, NameTable, conv, joined
 from uvos_jax.errors import UnsupportedError
 
-NORMS = (
-    ("weight", "params", "scale"),
-    ("bias", "params", "bias"),
-    ("running_mean", "batch_stats", "mean"),
-    ("running_var", "batch_stats", "var"),
-)
 #: Layers of the released segmentation network behind fc6.
 BEHIND_FC6 = ((r"^fc[78]", "behind fc6, which is where LVO takes its features"),)
 
@@ -39,31 +36,21 @@ def appearance_table(config: Any) -> NameTable:
     return joined([*tables, NameTable((), BEHIND_FC6)])
 
 
-def _flattened(kernel: int) -> Layout:
-    """`(out, in, k, k)`, or the same flattened, to `(k, k, in, out)`."""
-
-    def to_ours(x: np.ndarray) -> np.ndarray:
-        return CONV.to_ours(x.reshape(x.shape[0], -1, kernel, kernel) if x.ndim == 2 else x)
-
-    return Layout(f"OIHW, perhaps flat, kernel {kernel}", to_ours, CONV.to_official)
-
-
 def motion_table(config: Any) -> NameTable:
     """MP-Net by the order of its layers."""
-    kernels = (7, 5, 5, *(3,) * 12, 1)
-    entries = []
-    for i, kernel in enumerate(kernels, start=1):
-        path = f"motion/block{i}/conv" if i < 16 else "motion/classifier"
-        name = f"SpatialConvolution.{i}"
-        entries.append(Entry((f"{name}.weight",), (f"params/{path}/kernel",), _flattened(kernel)))
-        entries.append(Entry((f"{name}.bias",), (f"params/{path}/bias",)))
-        if i < 16:
-            norm = f"SpatialBatchNormalization.{i}"
-            entries += [
-                Entry((f"{norm}.{a}",), (f"{kind}/motion/block{i}/norm/{b}",))
-                for a, kind, b in NORMS
-            ]
-    return NameTable(tuple(entries))
+    del config
+    return stream_table("motion")
+
+
+def load(source: Source) -> dict[str, np.ndarray]:
+    """Official arrays by name; of a Torch7 file, the layers of MP-Net in order.
+
+    Raises:
+      CheckpointError: a file cannot be read.
+    """
+    if isinstance(source, (str, os.PathLike)) and str(source).endswith(TORCH7_SUFFIXES):
+        return mpnet_stream.load(source)
+    return read_official(source)
 
 
 def _gates(count: int) -> Layout:

@@ -8,16 +8,19 @@ system; as their names overlap, they are then told apart by a prefix, `teacher/`
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from uvos_jax.convert.readers import Source, read_official
 from uvos_jax.convert.table import Entry, NameTable, joined
+from uvos_jax.errors import CheckpointError
 
 #: What TensorFlow's optimisers and counters leave in a checkpoint.
 IGNORED = (
-    (r"/Adam(_1)?$|^beta[12]_power$|(^|/)global_step$", "state of the optimiser"),
+    (r"/Adam(_1)?$|(^|/)beta[12]_power$|(^|/)global_step$", "state of the optimiser"),
     (r"/Momentum$", "state of the optimiser"),
 )
 #: Convolutions of a unit: official W0 is the shortcut; the norm before W1 is bn0.
@@ -90,6 +93,27 @@ PARTS = {"student": student_table, "teacher": teacher_table}
 def table(config: Any) -> NameTable:
     """Names of both checkpoints, prefixed `student/` and `teacher/`, and our paths."""
     return joined(part(config).renamed(official=f"{name}/") for name, part in PARTS.items())
+
+
+def load(source: Source) -> dict[str, np.ndarray]:
+    """Official arrays by name; those of two checkpoints carry `student/` and `teacher/`.
+
+    Raises:
+      CheckpointError: a file cannot be read, or both are of one network.
+    """
+    if isinstance(source, (Mapping, str, os.PathLike)):
+        return read_official(source)
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for path in source:
+        arrays = read_official(path)
+        part = "teacher" if any(name.startswith("conv0_1/") for name in arrays) else "student"
+        if part in found:
+            raise CheckpointError(
+                f"{path} is a second checkpoint of the {part}: give one of the one-stream student "
+                "and one of the two-stream teacher (layers `..._1`)"
+            )
+        found[part] = arrays
+    return join(found.get("student", {}), found.get("teacher", {}))
 
 
 def join(

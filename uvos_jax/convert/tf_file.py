@@ -3,8 +3,8 @@
 V2 is an index (`NAME.index`) and data files (`NAME.data-00000-of-00001`), V1 a single file. Index
 and V1 file are tables in LevelDB's format: a 48-byte footer points at an index block, that at data
 blocks of prefix-compressed entries. Their values are protocol-buffer messages, whose fields are
-known from TensorFlow's public schema. Checksums of V2 data are verified. Memory: the index, then a
-copy of each array.
+known from TensorFlow's public schema. Checksums of V2 data are verified. Memory: the index and a
+copy of each array, within `convert/bounds.py`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from uvos_jax.convert import wire
+from uvos_jax.convert.bounds import MAX_NAME, Budget
 from uvos_jax.errors import CheckpointError
 
 MAGIC = 0xDB4775248B80FB57
@@ -86,10 +87,16 @@ def _entries(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
         _, at = wire.varint(footer, at)
     start, at = wire.varint(footer, at)
     size, at = wire.varint(footer, at)
+    left, names = len(data), Budget(len(data))
     for _, handle in _block(data, start, size):
         first, at = wire.varint(handle, 0)
         length, _ = wire.varint(handle, at)
-        yield from _block(data, first, length)
+        left -= length
+        if left < 0:
+            raise ValueError("its blocks overlap")
+        for key, value in _block(data, first, length):
+            names.draw(len(key))
+            yield key, value
 
 
 def _block(data: memoryview, start: int, size: int) -> Iterator[tuple[bytes, memoryview]]:
@@ -109,6 +116,8 @@ def _block(data: memoryview, start: int, size: int) -> Iterator[tuple[bytes, mem
         length, at = wire.varint(block, at)
         if shared > len(key) or at + own + length > end:
             raise ValueError("an entry reaches beyond its block")
+        if shared + own > MAX_NAME:
+            raise ValueError(f"a name of {shared + own} bytes")
         key = key[:shared] + bytes(block[at : at + own])
         at += own
         yield key, block[at : at + length]
@@ -135,6 +144,7 @@ def _read_v2(index: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"it has {shards} data files")
     files: dict[int, np.memmap | bytes] = {}
     arrays = {}
+    left: dict[int, int] = {}
     for name, (dtype, shape, shard, offset, size, checksum) in found.items():
         if dtype not in DTYPES:
             raise ValueError(f"{name} is of type {dtype}, which holds no weights")
@@ -143,13 +153,17 @@ def _read_v2(index: Path) -> dict[str, np.ndarray]:
         if shard not in files:
             path = Path(f"{prefix}.data-{shard:05d}-of-{shards:05d}")
             files[shard] = np.memmap(path, np.uint8, "r") if path.stat().st_size else b""
+            left[shard] = len(files[shard])
         kind = np.dtype(DTYPES[dtype])
         if size != math.prod(shape) * kind.itemsize or offset + size > len(files[shard]):
             raise ValueError(f"{name} reaches beyond its data file, which may be cut short")
+        left[shard] -= size
+        if left[shard] < 0:
+            raise ValueError(f"the values of {name} overlap others")
         raw = bytes(files[shard][offset : offset + size])
         if checksum is not None and _masked_crc(raw) != checksum:
             raise ValueError(f"the values of {name} fail their checksum")
-        arrays[name] = np.frombuffer(raw, kind).reshape(shape).copy()
+        arrays[name] = np.frombuffer(raw, kind).reshape(shape)
     if not arrays:
         raise ValueError("it holds no variables")
     return arrays
@@ -238,8 +252,7 @@ def _tensor_values(name: str, proto: memoryview, shape: tuple, dtype: int) -> np
     if dtype in (1, 2):
         values = wire.elements(pieces, DTYPES[dtype]) if pieces else np.zeros(0, kind)
     else:
-        numbers = [n - 2**64 if n >= 2**63 else n for piece in pieces for n in wire.varints(piece)]
-        values = np.array(numbers, np.int64).astype(kind)
+        values = wire.integers(pieces).astype(kind)
     if values.size != math.prod(shape):
         raise ValueError(f"{name} of shape {shape} has {values.size} values")
     return values.reshape(shape).copy()

@@ -3,8 +3,8 @@
 An object is an int32 tag and its content: 0 nil, 1 number (float64), 2 string, 3 table, 4 torch
 object (version, class, content), 5 boolean, 6 to 8 functions. Tables, torch objects and functions
 carry an index; one seen before refers back to it. A tensor has sizes, strides, an offset from 1
-and a storage. `long_size=4` is for files of 32-bit systems. Memory: the file, then a copy of each
-array; nothing in a file can ask for more than it contains.
+and a storage. `long_size=4` is for files of 32-bit systems. Memory: the file and a copy of its
+storages, of which tensors are read-only views (`convert/bounds.py`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from uvos_jax.convert.bounds import checked_name
 from uvos_jax.errors import CheckpointError
 
 TYPES = {
@@ -49,7 +50,10 @@ def read_torch7(path: str | Path) -> dict[str, np.ndarray]:
     Raises:
       CheckpointError: as `read_torch7_object`, or there are no tensors.
     """
-    arrays = dict(_arrays(read_torch7_object(path), "", set()))
+    try:
+        arrays = dict(_arrays(read_torch7_object(path), "", set()))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is no Torch7 network: {error}") from None
     if not arrays:
         raise CheckpointError(
             f"{path} holds no tensors: pass the file with the network the authors published"
@@ -198,7 +202,9 @@ class _Reader:
         if last >= storage.size or math.prod(size) > storage.size:
             raise ValueError("a tensor reaches outside its storage")
         strides = tuple(s * storage.itemsize for s in stride)
-        return np.lib.stride_tricks.as_strided(storage[offset:], size, strides).copy()
+        view = np.lib.stride_tricks.as_strided(storage[offset:], size, strides)
+        view.flags.writeable = False
+        return view
 
 
 def _children(value: Any) -> Iterator[tuple[Any, Any]]:
@@ -215,7 +221,8 @@ def _arrays(value: Any, path: str, seen: set[int]) -> Iterator[tuple[str, np.nda
     elif isinstance(value, (dict, TorchObject)) and id(value) not in seen:
         seen.add(id(value))
         for key, child in _children(value):
-            yield from _arrays(child, f"{path}.{key}" if path else str(key), seen)
+            below = checked_name(f"{path}.{key}" if path else str(key))
+            yield from _arrays(child, below, seen)
 
 
 def _modules(value: Any, seen: set[int]) -> Iterator[TorchObject]:

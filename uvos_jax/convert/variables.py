@@ -14,8 +14,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from uvos_jax.convert.bounds import COMPRESSED, Budget
 from uvos_jax.errors import CheckpointError
 from uvos_jax.types import ModelSpec, Variables
 
@@ -171,7 +172,12 @@ def load_variables(path: str | os.PathLike) -> Variables:
             f"{path} holds no uvos_jax weights (no params/... arrays with metadata); official "
             "files of other frameworks go through `uvos convert` first"
         )
-    meta = json.loads(text)
+    try:
+        meta = dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(
+            f"the metadata of {path} are damaged ({str(error)[:200]}); fetch or export it again"
+        ) from None
     if meta.get("stored_as"):
         flat = {
             k: v.astype(np.float32) if v.dtype == np.dtype(meta["stored_as"]) else v
@@ -198,13 +204,37 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
 def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
     try:
         with np.load(path, allow_pickle=False) as file:
+            _check_npz(file, path.stat().st_size)
             flat = {name: file[name] for name in file.files if name != METADATA}
             text = str(file[METADATA]) if METADATA in file.files else None
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    # a damaged archive fails in many ways: in zipfile, zlib, struct or numpy's header parser
+    except Exception as error:
         raise CheckpointError(
-            f"weights {path} are damaged or not an npz file ({error}); fetch or export them again"
+            f"weights {path} are damaged or not an npz file ({str(error)[:200]}); fetch or export "
+            "them again"
         ) from error
     return flat, text
+
+
+def _check_npz(file: np.lib.npyio.NpzFile, size: int) -> None:
+    """Holds an archive to what it says of itself before anything is allocated.
+
+    Raises:
+      ValueError: an array's shape does not fit its bytes, or the archive unpacks to far more than
+        its size warrants.
+    """
+    budget = Budget(size, COMPRESSED)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0,
+               (2, 0): np.lib.format.read_array_header_2_0}  # fmt: skip
+    for entry in file.zip.infolist():
+        budget.draw(entry.file_size)
+        with file.zip.open(entry) as member:
+            version = np.lib.format.read_magic(member)
+            if version not in readers:
+                raise ValueError(f"an array in version {version} of the format")
+            shape, _, dtype = readers[version](member)
+            if math.prod(shape) * dtype.itemsize != entry.file_size - member.tell():
+                raise ValueError(f"{entry.filename[:80]} of shape {shape} has other bytes")
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
@@ -214,7 +244,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
         with safe_open(str(path), framework="numpy") as file:
             flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             text = (file.metadata() or {}).get(METADATA)
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(
             f"weights {path} are damaged or not a safetensors file ({error}); export them again"
         ) from error

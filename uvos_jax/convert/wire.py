@@ -70,6 +70,25 @@ def varints(value: int | memoryview) -> list[int]:
     return numbers
 
 
+def integers(pieces: list[int | memoryview]) -> np.ndarray:
+    """Signed numbers of a repeated field as int64, without a Python object for each of them."""
+
+    def signed():
+        for piece in pieces:
+            if isinstance(piece, int):
+                yield piece - 2**64 if piece >= 2**63 else piece
+                continue
+            at = 0
+            while at < len(piece):
+                try:
+                    number, at = varint(piece, at)
+                except IndexError:
+                    raise ValueError("a list of numbers is cut off") from None
+                yield number - 2**64 if number >= 2**63 else number
+
+    return np.fromiter(signed(), np.int64)
+
+
 def text(value: int | memoryview) -> str:
     """A string field."""
     if isinstance(value, int):
