@@ -19,6 +19,7 @@ EPILOG = """examples:
   uvos predict clip.mp4 --system matnet --weights matnet.npz --flow opencv_dis
   uvos predict clip.mp4 --system mug --weights mug.npz --first-mask first.png
   uvos predict DAVIS/JPEGImages/480p --system agnn --weights agnn.npz --instances
+  uvos predict kitchen.mp4 --system teacher_student --weights ts.npz --teach shown_by_hand.mp4
 
 Masks are palette PNGs in the DAVIS layout, OUT/VIDEO/00000.png: 0 background, 1 foreground, or with
 --first-mask and --instances the numbers of objects."""
@@ -65,7 +66,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     )  # fmt: skip
     parser.add_argument(
         "--instances", action="store_true",
-        help="number the objects, as for DAVIS-2017 (agnn, mug); agnn joins them along --flow",
+        help="number the objects, as for DAVIS-2017 (agnn, iet, mug); agnn joins them along --flow",
     )  # fmt: skip
     parser.add_argument(
         "--proposals", metavar="DIR",
@@ -75,6 +76,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     parser.add_argument(
         "--no-adapt", action="store_true", help="do not adapt to the video (teacher_student)"
     )
+    parser.add_argument(
+        "--teach", metavar="VIDEO",
+        help="learn from the start of this video, not from that of each VIDEO (teacher_student)",
+    )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace existing results")
     parser.add_argument(
         "--skip-existing", action="store_true", help="leave videos alone that have results"
@@ -169,6 +174,8 @@ def run(args: argparse.Namespace) -> int:
     from uvos_jax.predict.sink import PredictionSink
 
     check_object_options(args)
+    if args.teach is not None and args.no_adapt:
+        raise ConfigError("--teach adapts and --no-adapt forbids it: give one of the two")
     videos = expand(args.videos)
     names = unique_names(videos)
     if args.first_mask is not None and len(videos) > 1 and not Path(args.first_mask).is_dir():
@@ -178,12 +185,15 @@ def run(args: argparse.Namespace) -> int:
         )
     flow = args.flow
     if args.instances:
-        args.flow = None  # it joins the objects, the network does not read it
+        args.flow = None  # it joins the objects, most networks do not read it
     predictor = make_predictor(args)
     if args.first_mask is not None:
         check_mode(predictor.system, "first_mask")
     if args.instances:
         check_mode(predictor.system, "instances")
+        if "flow" in predictor.system.spec.requires:
+            predictor.read_flow(flow)
+            flow = None
     if "geometry" in args.save:
         from uvos_jax.predict.extras import check_extras, write_extras
 
@@ -191,6 +201,8 @@ def run(args: argparse.Namespace) -> int:
             if not (args.skip_existing and (Path(args.out) / name).exists()):
                 folder = Path(args.out) / "geometry" / name
                 check_extras(predictor.system, folder, overwrite=args.overwrite)
+    if args.teach is not None:
+        predictor = predictor.taught(args.teach)
     for video, name in zip(videos, names, strict=True):
         if args.skip_existing and (Path(args.out) / name).exists():
             print(f"{name}: has results, skipped")

@@ -37,7 +37,7 @@ _OPTION = {"first_mask": "--first-mask", "instances": "--instances"}
 def check_mode(system: Any, mode: str) -> None:
     """Raises `UnsupportedError` if the system cannot number objects in this way."""
     if mode not in system.object_modes:
-        able = {"first_mask": "mug does", "instances": "agnn and mug do"}[mode]
+        able = {"first_mask": "mug does", "instances": "agnn, iet and mug do"}[mode]
         raise UnsupportedError(
             f"{system.spec.name} {_WHAT[mode]} ({able}): leave {_OPTION[mode]} out, or take "
             "another system"

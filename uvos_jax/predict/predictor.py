@@ -200,6 +200,10 @@ class Predictor:
                 )
             return cls.load(file, **options)
 
+    def read_flow(self, flow: str | Path | FlowFunction | None) -> None:
+        """Takes flow from another provider; see the argument `flow` of this class."""
+        self.flow = self._flow_provider(flow)
+
     def _flow_provider(self, flow: str | Path | FlowFunction | None) -> FlowFunction | None:
         """The function behind a provider's name; the default one if flow is needed and none given.
 

@@ -35,6 +35,7 @@ from uvos_jax.ops.resize import resize_bilinear
 from uvos_jax.registry import register
 from uvos_jax.systems.base import System
 from uvos_jax.systems.iet import embed, propagate, propose
+from uvos_jax.systems.iet.numbers import EmbeddingNumbers
 from uvos_jax.types import VOID, Batch, ModelCard, ModelSpec, Outputs, Phase, Stage, State
 
 LABELLINGS = ("embedding", "bilateral")
@@ -65,6 +66,7 @@ class IET(System):
         davis16_j=78.5,
         davis16_f=75.5,
     )
+    object_modes = ("instances",)
     parameter_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "backbone": (r"(^|/)backbone/",),
         "heads": (r"(^|/)(embedding|semantic)_head/",),
@@ -263,6 +265,10 @@ class IET(System):
         probs = jax.lax.map(clip, (frames, chunk["flow"]))
         full = resize_bilinear(probs.reshape(B * T, *probs.shape[2:], 1), (H, W))
         return state, full.reshape(B, T, H, W)
+
+    def number_objects(self, variables: Mapping[str, Any], **options: float) -> EmbeddingNumbers:
+        """Instances of a video that arrives frame by frame; `options` of `EmbeddingNumbers`."""
+        return EmbeddingNumbers(self, variables, **options)
 
 
 def flow_spread(flow: jax.Array) -> jax.Array:
