@@ -23,6 +23,7 @@ from uvos_jax import synthetic
 from uvos_jax.data import sources
 from uvos_jax.data.cache import DecodedFiles
 from uvos_jax.data.schema import validate_example
+from uvos_jax.data.sources.environment import EnvironmentSource
 from uvos_jax.data.sources.raycast import RaycastSource
 from uvos_jax.data.sources.synthetic import SyntheticSource
 from uvos_jax.data.transforms import Augment, resize_example
@@ -87,8 +88,8 @@ class SyntheticBatches:
     """
 
     def __init__(
-        self, source: SyntheticSource | RaycastSource, batch_size: int, *, process_index: int,
-        process_count: int, seed: int,
+        self, source: SyntheticSource | RaycastSource | EnvironmentSource, batch_size: int, *,
+        process_index: int, process_count: int, seed: int,
     ):  # fmt: skip
         self.source, self.batch_size = source, batch_size
         self.offset, self.stride = process_index * batch_size, process_count * batch_size
@@ -101,7 +102,7 @@ class SyntheticBatches:
 
     def _render(self, step: int) -> dict[str, jax.Array]:
         first = np.int32((step * self.stride + self.offset) % 2**31)
-        if isinstance(self.source, RaycastSource):
+        if isinstance(self.source, (RaycastSource, EnvironmentSource)):
             return self.source.render(self.seed, first, self.batch_size)
         return _render_batch(
             np.uint32(self.seed), first, self.batch_size, self.source.cfg, self.source.outputs,
@@ -164,7 +165,7 @@ def make_train_iter(
         defaults["sampling"] = data.sampling
     entries = group_entries(data, group)
     built = [sources.from_entry(entry, defaults) for entry in entries]
-    rendered = (SyntheticSource, RaycastSource)
+    rendered = (SyntheticSource, RaycastSource, EnvironmentSource)
     if len(built) == 1 and isinstance(built[0], rendered):
         return SyntheticBatches(
             built[0], batch_size, process_index=process_index, process_count=process_count,
@@ -212,7 +213,7 @@ def make_eval_examples(data: Any) -> Iterator[dict[str, Any]]:
     """
     for entry in data.eval:
         entry = dict(entry)
-        if entry["name"] in ("synthetic", "raycast"):
+        if entry["name"] in ("synthetic", "raycast", "environment"):
             entry = {"length": 16, "seed": 1 << 20, "clip_len": 4, **entry}
             source = sources.from_entry(entry, {"size": tuple(data.size)})
         else:

@@ -17,6 +17,8 @@ from uvos_jax.errors import ConfigError
 SOURCES = {
     "synthetic": "uvos_jax.data.sources.synthetic:SyntheticSource",
     "raycast": "uvos_jax.data.sources.raycast:RaycastSource",
+    "environment": "uvos_jax.data.sources.environment:EnvironmentSource",
+    "atari": "uvos_jax.data.sources.atari:AtariSource",
     "pseudo_video": "uvos_jax.data.sources.pseudo:PseudoVideoSource",
     "saliency_pairs": "uvos_jax.data.sources.pairs:SaliencyPairSource",
     "davis": "uvos_jax.data.sources.davis:DavisSource",
