@@ -170,6 +170,49 @@ def test_nodes_spread_over_devices_give_the_same_and_travel_in_a_ring(nodes, pap
     )
 
 
+def test_eight_nodes_on_eight_devices_give_the_same_in_every_order(paper):
+    module, variables = paper
+    rng = np.random.default_rng(7)
+    x = jnp.asarray(rng.standard_normal((1, 8, H, W, C)), jnp.float32)
+    order = rng.permutation(8)
+    mesh = jax.make_mesh((8,), ("nodes",), axis_types=(AxisType.Auto,))
+    sharding = NamedSharding(mesh, P(None, "nodes"))
+    run = jax.jit(lambda v, x: module.apply(v, x)[0], out_shardings=sharding)
+    everywhere = jax.device_put(variables, NamedSharding(mesh, P()))
+    program = run.lower(everywhere, jax.device_put(x, sharding)).compile()
+    assert "all-gather" not in program.as_text()  # no device ever holds all nodes
+    spread = program(everywhere, jax.device_put(x, sharding))
+    assert len(spread.addressable_shards) == 8
+    assert spread.addressable_shards[0].data.shape == (1, 1, H, W, C)
+    alone = jax.jit(lambda v, x: module.apply(v, x)[0])(variables, x)
+    np.testing.assert_allclose(spread, alone, atol=1e-5)
+    permuted = program(everywhere, jax.device_put(x[:, order], sharding))
+    np.testing.assert_allclose(permuted, spread[:, order], atol=1e-5)
+
+
+def test_memory_of_blockwise_messages_grows_linearly_with_the_positions():
+    """Compiled for training at one, two and four times the positions, block size unchanged."""
+
+    def temporary_bytes(n, implementation):
+        x = jax.ShapeDtypeStruct((1, 3, n, 8), jnp.float32)
+
+        def loss(x):
+            found = graph.inter_attention(
+                jnp.tanh(x), x, x, attention_impl=implementation, block_size=64
+            )
+            return jnp.sum(jnp.square(found))
+
+        compiled = jax.jit(jax.grad(loss)).lower(x).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    one, two, four = (temporary_bytes(n, "blockwise") for n in (576, 1152, 2304))
+    assert two < 2.2 * one
+    assert four < 2.2 * two
+    affinities = 3 * 2304 * 2304 * 4  # of one turn of the ring
+    assert four < affinities / 4
+    assert temporary_bytes(2304, "dense") > affinities
+
+
 def test_self_attention_starts_as_the_identity(nodes):
     block = graph.IntraAttention(4, attention_impl="dense")
     variables = block.init(jax.random.key(0), nodes)
