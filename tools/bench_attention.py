@@ -5,16 +5,21 @@
 
 Compares `dense`, `blockwise` and `fused` of `uvos_jax.modules.attention` with PyTorch's
 `scaled_dot_product_attention` where torch is installed (else it is skipped, with the reason),
-forward alone and forward with backward. Times are medians of `--repeats` calls after a first one.
+forward alone and forward with backward. Times are medians of `--repeats` calls after a first one:
+`ms` by the clock, `cpu` of all cores together, which other work on the machine disturbs less.
 Memory is what the compiled program needs besides arguments and results (XLA's own analysis); for
-torch the allocator's peak on a GPU, and on a CPU the growth of the process, which is coarse.
+torch the allocator's peak on a GPU, and on a CPU the growth of a fresh process, which is coarse and
+holds the results, too.
 Differences are to float32 at the highest matmul precision. The last line names the device.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
+import importlib.util
 import json
+import multiprocessing
 import resource
 import statistics
 import sys
@@ -48,15 +53,16 @@ def inputs(args: argparse.Namespace, n: int) -> list[np.ndarray]:
     return [q / np.sqrt(args.channels), k, v]
 
 
-def timed(run, repeats: int, wait) -> float:
-    """Median milliseconds of a call."""
+def timed(run, repeats: int, wait) -> tuple[float, float]:
+    """Median milliseconds of a call: by the clock, and of all processor cores together."""
     wait(run())
-    times = []
+    wall, cpu = [], []
     for _ in range(repeats):
-        began = time.perf_counter()
+        began, began_cpu = time.perf_counter(), time.process_time()
         wait(run())
-        times.append(1e3 * (time.perf_counter() - began))
-    return statistics.median(times)
+        wall.append(1e3 * (time.perf_counter() - began))
+        cpu.append(1e3 * (time.process_time() - began_cpu))
+    return statistics.median(wall), statistics.median(cpu)
 
 
 def measure_jax(args: argparse.Namespace, n: int, implementation: str, exact) -> dict:
@@ -71,25 +77,38 @@ def measure_jax(args: argparse.Namespace, n: int, implementation: str, exact) ->
 
     row = {"implementation": implementation}
     if implementation == "fused" and not attention.fused_applies(*x):
-        row["note"] = "cuDNN's kernel does not apply here: the same as blockwise"
+        return {**row, "note": "skipped: cuDNN's kernel does not apply here, blockwise takes over"}
     for name, function in (("fwd", forward), ("fwd+bwd", jax.grad(loss, argnums=(0, 1, 2)))):
         program = jax.jit(function).lower(*x).compile()
         memory = program.memory_analysis()
         row[f"{name} MB"] = memory.temp_size_in_bytes / 1e6 if memory else float("nan")
-        row[f"{name} ms"] = timed(lambda p=program: p(*x), args.repeats, jax.block_until_ready)
-        if name == "fwd" and exact is not None:
-            got = np.asarray(program(*x), np.float32)
-            row["max diff"] = float(np.abs(got - exact).max())
+        row[f"{name} ms"], row[f"{name} cpu"] = timed(
+            lambda p=program: p(*x), args.repeats, jax.block_until_ready
+        )
+        if name == "fwd":
+            row["max diff"] = float(np.abs(np.asarray(program(*x), np.float32) - exact).max())
     return row
 
 
 def measure_torch(args: argparse.Namespace, n: int, exact) -> dict:
-    """The same for PyTorch, or why not."""
+    """The same for PyTorch, or why not; a process of its own per measurement."""
     row = {"implementation": "torch sdpa"}
-    try:
-        import torch
-    except ImportError:
+    if importlib.util.find_spec("torch") is None:
         return {**row, "note": "skipped: torch is not installed"}
+    spawn = multiprocessing.get_context("spawn")
+    for name in ("fwd", "fwd+bwd"):
+        with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
+            numbers, result = pool.submit(torch_alone, args, n, name).result()
+        row |= numbers
+        if name == "fwd":
+            row["max diff"] = float(np.abs(result - exact).max())
+    return row
+
+
+def torch_alone(args: argparse.Namespace, n: int, name: str) -> tuple[dict, np.ndarray | None]:
+    """Times and memory of one kind of call, in a process that has done nothing else."""
+    import torch
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = getattr(torch, args.dtype)
     x = [torch.from_numpy(a)[:, None].to(device, dtype).requires_grad_() for a in inputs(args, n)]
@@ -107,26 +126,21 @@ def measure_torch(args: argparse.Namespace, n: int, exact) -> dict:
             a.grad = None
         forward().float().square().sum().backward()
 
-    for name, run in (("fwd", forward_only), ("fwd+bwd", both)):
+    def held() -> int:
         if device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-        else:
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        row[f"{name} ms"] = timed(run, args.repeats, wait)
-        peak = (
-            torch.cuda.max_memory_allocated()
-            if device == "cuda"
-            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        )
-        row[f"{name} MB"] = (peak - before) / 1e6
-    row["max diff"] = float(np.abs(forward_only()[:, 0].float().cpu().numpy() - exact).max())
-    return row
+            return torch.cuda.max_memory_allocated()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    before = held()
+    run = forward_only if name == "fwd" else both
+    wall, cpu = timed(run, args.repeats, wait)
+    row = {f"{name} ms": wall, f"{name} cpu": cpu, f"{name} MB": (held() - before) / 1e6}
+    return row, forward_only()[:, 0].float().cpu().numpy() if name == "fwd" else None
 
 
 def main(argv: list[str]) -> int:
     args = parse(argv)
-    columns = ("fwd ms", "fwd+bwd ms", "fwd MB", "fwd+bwd MB", "max diff")
+    columns = ("fwd ms", "fwd cpu", "fwd+bwd ms", "fwd+bwd cpu", "fwd MB", "fwd+bwd MB", "max diff")
     for n in args.positions:
         print(f"\n{n} positions, {args.channels} channels, batch {args.batch}, {args.dtype}, "
               f"blocks of {args.block_size}")  # fmt: skip
