@@ -7,7 +7,9 @@ tfzhou/MATNet): DAVIS-16 train and every tenth frame of YouTube-VOS 2018 train, 
 SGD with momentum 0.9 and weight decay 5e-4, constant rates of 1e-4 (encoder) and 1e-3 (decoder), 25
 epochs, both trunks from ImageNet (`uvos convert matnet resnet101.pth --part backbone`, then
 `model.init_from`, `model.init_strict=False`), the epoch with the best J on DAVIS-16 val. Every
-source must carry optical flow (PWC-Net in the release) and edge maps (HED) or set `model.edges`.
+source carries optical flow (PWC-Net in the release; folder `flow`, made by tools/compute_flow.py)
+and edge maps (HED; folder `edges`, 8-bit images named after the frames); with `sobel` and `no_hem`
+no maps are read.
 A clip is two frames, so that the first has its flow; the second does not count. Augmentation:
 mirroring as released; crops of 0.8 to 1 in place of scales 0.75 to 1.25; rotations by up to 10
 degrees are not here. 25 epochs of about 11600 examples are taken for `total_steps`.
@@ -52,6 +54,10 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.model.update(ABLATIONS.get(variant, {}))
     for key, value in overrides.items():
         set_model_field(config, key, value)
+    if config.model.edges != "given":
+        config.data.train = tuple(
+            {k: v for k, v in source.items() if k != "edges"} for source in config.data.train
+        )
     return config
 
 
@@ -101,12 +107,21 @@ def full() -> ConfigDict:
     set_size(config, (473, 473))
 
     config.data.train = (
-        {"name": "davis", "weight": 0.35, "root": "data/DAVIS", "split": "train"},
+        {
+            "name": "davis",
+            "weight": 0.35,
+            "root": "data/DAVIS",
+            "split": "train",
+            "flow": "flow",
+            "edges": "edges",
+        },
         {
             "name": "youtube_vos",
             "weight": 0.65,
             "root": "data/YouTube-VOS",
             "split": "train",
+            "flow": "flow",
+            "edges": "edges",
         },
     )
     config.data.eval = ()

@@ -38,6 +38,25 @@ def test_folder_clips_are_consecutive_and_mirrored_at_the_end(tmp_path):
     validate_example(made[0])
 
 
+def test_edge_maps_come_from_a_folder_and_missing_ones_are_named(tmp_path):
+    root = clips(tmp_path / "set")
+    first = folder(root)[0]
+    for sequence in folder(root).sequences:
+        for k, frame in enumerate(sequence.frames):
+            level = np.full(first["frames"].shape[1:3], 10 * k, np.uint8)
+            trees.save(tmp_path / "edges" / sequence.name / f"{frame.stem}.png", level)
+    made = folder(root, clip_len=2, edges=str(tmp_path / "edges"))
+    example = made[1]
+    validate_example(example, require=("frames", "edges"))
+    assert example["edges"][:, 0, 0].tolist() == [10, 20]
+    lost = made.sequences[1].edges[2]
+    lost.unlink()
+    with pytest.raises(DataError, match=rf"no edge map for frame '{lost.stem}' of sequence"):
+        folder(root, edges=str(tmp_path / "edges"))
+    with pytest.raises(DataError, match=r"no edge maps in .*expected one 8-bit image for each"):
+        folder(root, edges="nowhere")
+
+
 @pytest.mark.parametrize(
     ("count", "expected"), [(1, [0, 0, 0, 0, 0]), (2, [0, 1, 0, 1, 0]), (4, [0, 1, 2, 3, 2])]
 )

@@ -17,7 +17,7 @@ import numpy as np
 from uvos_jax.data.flow_files import Direction
 from uvos_jax.data.schema import VOID
 from uvos_jax.data.sources.layouts import SequenceFiles, find_dataset
-from uvos_jax.data.sources.video import Sequence, VideoSource, with_flow_folder
+from uvos_jax.data.sources.video import Sequence, VideoSource, with_edge_folder, with_flow_folder
 from uvos_jax.errors import ConfigError, DataError
 
 
@@ -34,6 +34,8 @@ class DatasetSource(VideoSource):
       flow: folder of flow files, `<flow>/<sequence>/<frame>.*` (see `data.flow_files`), absolute or
         relative to `root`; made by tools/compute_flow.py. FlyingThings3D has its own.
       flow_direction: `forward` or `backward`.
+      edges: folder of 8-bit edge maps, `<edges>/<sequence>/<frame>.*`, absolute or relative to
+        `root`, for systems that look for hard examples near edges (MATNet: HED).
       fields: options of the set (`OPTIONS`) and of `VideoSource`.
 
     Raises:
@@ -65,6 +67,7 @@ class DatasetSource(VideoSource):
         binary: bool | None = None,
         flow: str = "",
         flow_direction: Direction = "forward",
+        edges: str = "",
         **fields: Any,
     ):
         if flow and (every > 1 or annotated_only):
@@ -93,6 +96,8 @@ class DatasetSource(VideoSource):
         built = [self._sequence(f, annotated_only=annotated_only, every=every) for f in files]
         if flow:
             built = [with_flow_folder(s, root, flow, flow_direction) for s in built]
+        if edges:
+            built = [with_edge_folder(s, root, edges) for s in built]
         super().__init__(
             built, binary=not self.IDS if binary is None else binary, clips=clips, **fields
         )

@@ -12,7 +12,13 @@ from typing import ClassVar
 
 from uvos_jax.data.flow_files import Direction
 from uvos_jax.data.sources.layouts import davis_names
-from uvos_jax.data.sources.video import Sequence, VideoSource, match_by_stem, with_flow_folder
+from uvos_jax.data.sources.video import (
+    Sequence,
+    VideoSource,
+    match_by_stem,
+    with_edge_folder,
+    with_flow_folder,
+)
 from uvos_jax.data.video_io import list_images
 from uvos_jax.errors import ConfigError, DataError
 
@@ -76,6 +82,8 @@ class DavisSource(VideoSource):
       flow: folder of flow files, `<flow>/<sequence>/<frame>.*` (see `data.flow_files`), absolute or
         relative to `root`; made by tools/compute_flow.py.
       flow_direction: `forward` or `backward`.
+      edges: folder of 8-bit edge maps, `<edges>/<sequence>/<frame>.*`, absolute or relative to
+        `root`, for systems that look for hard examples near edges (MATNet: HED).
     """
 
     ACCEPTS: ClassVar[frozenset[str]] = VideoSource.ACCEPTS
@@ -89,6 +97,7 @@ class DavisSource(VideoSource):
         resolution: str = "480p",
         flow: str = "",
         flow_direction: Direction = "forward",
+        edges: str = "",
         **clips,
     ):
         layout = DavisLayout(root, split, year=year, resolution=resolution)
@@ -99,5 +108,7 @@ class DavisSource(VideoSource):
             sequence = Sequence(name, tuple(frames), masks)
             if flow:
                 sequence = with_flow_folder(sequence, root, flow, flow_direction)
+            if edges:
+                sequence = with_edge_folder(sequence, root, edges)
             sequences.append(sequence)
         super().__init__(sequences, **{"binary": int(year) == 2016, **clips})

@@ -6,7 +6,13 @@ from collections.abc import Sequence as Names
 from pathlib import Path
 
 from uvos_jax.data.flow_files import Direction
-from uvos_jax.data.sources.video import Sequence, VideoSource, match_by_stem, with_flow_folder
+from uvos_jax.data.sources.video import (
+    Sequence,
+    VideoSource,
+    match_by_stem,
+    with_edge_folder,
+    with_flow_folder,
+)
 from uvos_jax.data.video_io import list_images
 from uvos_jax.errors import DataError
 
@@ -23,6 +29,8 @@ class FolderSource(VideoSource):
       flow: folder of flow files, `<flow>/<sequence>/<frame>.*` (see `data.flow_files`), absolute or
         relative to `root`; made by tools/compute_flow.py.
       flow_direction: `forward` or `backward`.
+      edges: folder of 8-bit edge maps, `<edges>/<sequence>/<frame>.*`, absolute or relative to
+        `root`, for systems that look for hard examples near edges (MATNet: HED).
 
     Raises:
       DataError: no sequences, or frames without masks.
@@ -39,6 +47,7 @@ class FolderSource(VideoSource):
         sparse: bool = False,
         flow: str = "",
         flow_direction: Direction = "forward",
+        edges: str = "",
         **clips,
     ):
         base = Path(root) / split if split else Path(root)
@@ -62,5 +71,7 @@ class FolderSource(VideoSource):
             sequence = Sequence(name, tuple(images), labels)
             if flow:
                 sequence = with_flow_folder(sequence, root, flow, flow_direction)
+            if edges:
+                sequence = with_edge_folder(sequence, root, edges)
             found.append(sequence)
         super().__init__(found, **clips)

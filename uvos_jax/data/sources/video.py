@@ -11,7 +11,7 @@ import numpy as np
 from uvos_jax.data.cache import DecodedFiles
 from uvos_jax.data.flow_files import Direction, FlowFolder, read_flow
 from uvos_jax.data.sources.annotations import read_annotation
-from uvos_jax.data.video_io import read_image, read_mask
+from uvos_jax.data.video_io import list_images, read_image, read_mask
 from uvos_jax.errors import ConfigError, DataError, ShapeError
 
 SAMPLINGS = ("consecutive", "pair", "reference", "segments")
@@ -26,6 +26,7 @@ class Sequence:
       rule: what the values of masks mean (`annotations.read_annotation`); "": ids as stored.
       flow: per frame the file of its flow, or None; empty: there is no flow.
       flow_direction: whether that leads to the next frame or to the previous one.
+      edges: per frame an 8-bit edge map; empty: there are none.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Sequence:
     rule: str = ""
     flow: tuple[Path | None, ...] = ()
     flow_direction: str = "forward"
+    edges: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.frames:
@@ -141,6 +143,8 @@ class VideoSource:
         }
         if sequence.flow:
             example["flow"], example["flow_valid"] = self.flow_of(sequence, chosen, frames[0])
+        if sequence.edges:
+            example["edges"] = np.stack([self.edges_of(sequence, k, frames[0]) for k in chosen])
         return example
 
     def _image(self, path: Path) -> np.ndarray:
@@ -158,6 +162,13 @@ class VideoSource:
         )
         _check_size("mask", paths[0], mask, frame)
         return self.binarize(mask) if self.binary else mask
+
+    def edges_of(self, sequence: Sequence, k: int, frame: np.ndarray) -> np.ndarray:
+        """The edge map of frame k, uint8 0..255."""
+        path = sequence.edges[k]
+        edges = self.cache.get(path, lambda: read_mask(path))
+        _check_size("edge map", path, edges, frame)
+        return edges
 
     def flow_of(self, sequence: Sequence, chosen: list[int], frame: np.ndarray):
         """Flow to the next (or previous) frame of the video, valid unless that is another frame
@@ -206,6 +217,28 @@ def with_flow_folder(
     folder = FlowFolder(Path(root) / flow, direction)
     files = folder.files(sequence.name, [p.stem for p in sequence.frames])
     return dataclasses.replace(sequence, flow=files, flow_direction=direction)
+
+
+def with_edge_folder(sequence: Sequence, root: str | Path, edges: str) -> Sequence:
+    """The sequence with maps `<root>/<edges>/<sequence>/<frame>.*` (`edges` may be absolute).
+
+    Raises:
+      DataError: the folder, or the map of a frame, is missing.
+    """
+    folder = Path(root) / edges / sequence.name
+    if not folder.is_dir():
+        raise DataError(
+            f"no edge maps in {folder}: it does not exist; expected one 8-bit image for each frame "
+            "of the sequence, under the frame's name (0: no edge, 255: an edge for sure)"
+        )
+    maps = {p.stem: p for p in list_images(folder)}
+    lost = [p.stem for p in sequence.frames if p.stem not in maps]
+    if lost:
+        raise DataError(
+            f"no edge map for frame {lost[0]!r} of sequence {sequence.name!r} in {folder} "
+            f"({len(lost)} of {len(sequence.frames)} are missing); add them"
+        )
+    return dataclasses.replace(sequence, edges=tuple(maps[p.stem] for p in sequence.frames))
 
 
 def reflect(i: int, count: int) -> int:

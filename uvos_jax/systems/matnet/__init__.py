@@ -21,7 +21,7 @@ mirrors the picture and keeps its hues); boundary and hard-negative maps are mad
 size, from masks whose instances are merged if the data has them merged.
 
 Hard negatives need edge maps. `edges="given"` takes the batch key `edges` (0..255; the release's
-were HED maps), `sobel` uses the gradient of the frame, a stand-in that changes results, `none`
+were HED maps; sources read them from the folder their field `edges` names), `sobel` uses the gradient of the frame, a stand-in that changes results, `none`
 leaves them out (plain cross entropy). They matter in training only.
 """
 
@@ -310,8 +310,8 @@ class MATNet(System):
             if "edges" not in batch:
                 raise DataError(
                     "matnet with model.edges='given' needs edge maps and the batch has none: "
-                    "provide the key edges (uint8 [T,H,W], 0..255), or set model.edges to "
-                    "'sobel' or 'none'"
+                    'give the data source "edges": FOLDER with 8-bit maps '
+                    "<folder>/<sequence>/<frame>.png, or set model.edges to 'sobel' or 'none'"
                 )
             edges = jnp.asarray(batch["edges"]).astype(jnp.float32) / 255.0
         else:
