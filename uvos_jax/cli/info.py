@@ -75,6 +75,7 @@ def describe(name: str) -> list[tuple[str, str]]:
         if card.davis16_j is not None:
             rows.append(("published", f"DAVIS-16 val J {card.davis16_j}, F {card.davis16_f}"))
         rows.append(("official weights", card.official_weights or "none published"))
+        rows.append(("to use them", how_to_convert(config.model.name)))
         rows.append(("parity", card.parity or "-"))
         rows.append(("tiny config learns", card.learned or "-"))
     stages = system.stages(config)
@@ -83,6 +84,19 @@ def describe(name: str) -> list[tuple[str, str]]:
         for s in stages
     )
     return [*rows, ("training", recipe)]
+
+
+def how_to_convert(system_id: str) -> str:
+    """The command that reads a system's official weights, or what to do without any."""
+    from uvos_jax.convert.official import table_of
+
+    module = table_of(system_id)
+    if module is None:
+        return f"train it: uvos train --config configs/{system_id}.py:full --workdir W"
+    parts = "".join(f", --part {name}" for name in getattr(module, "PARTS", ()))
+    which = getattr(module, "CONFIG", "")
+    config = f" --config {which}" if which else ""
+    return f"uvos convert {system_id} FILE...{config} --out W.npz{parts} (docs/weights.md)"
 
 
 def describe_weights(path: str) -> list[tuple[str, str]]:
@@ -100,6 +114,10 @@ def describe_weights(path: str) -> list[tuple[str, str]]:
         ("system", meta.get("system", "unknown")),
         ("parameters", f"{size:,} in {len(leaves)} arrays"),
     ]
+    if meta.get("system"):
+        rows.append(
+            ("to use them", f"uvos predict VIDEO --system {meta['system']} --weights {path}")
+        )
     for key in sorted(meta):
         if key not in ("config", "spec", "system"):
             rows.append((key, str(meta[key])))

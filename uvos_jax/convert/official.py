@@ -138,15 +138,25 @@ def build_for(variables: Variables, system_id: str) -> Any:
     return system
 
 
-def _table_module(system_id: str) -> Any:
+def table_of(system_id: str) -> Any:
+    """The module with a system's names, `uvos_jax.convert.<id>`; None if it has none.
+
+    Raises:
+      ConfigError: unknown system.
+    """
     registry.check_name(system_id)
     name = f"uvos_jax.convert.{system_id}"
-    if importlib.util.find_spec(name) is None:
+    return importlib.import_module(name) if importlib.util.find_spec(name) else None
+
+
+def _table_module(system_id: str) -> Any:
+    module = table_of(system_id)
+    if module is None:
         raise UnsupportedError(
-            f"{system_id} has no table of official names ({name}): no official weights are "
-            "published for it, or it is not part of this version"
+            f"{system_id} has no table of official names (uvos_jax.convert.{system_id}): no "
+            "official weights are published for it, or it is not part of this version"
         )
-    return importlib.import_module(name)
+    return module
 
 
 def _table(module: Any, system_id: str, config: Any, part: str | None) -> NameTable:
