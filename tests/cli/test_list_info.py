@@ -23,6 +23,15 @@ def test_info_tells_parameters_paper_and_configurations(uvos_command):
     assert "CVPR 2019" in text
 
 
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [("mug", "uvos convert mug FILE... --config mug:release"), ("dfnet", "train it: uvos train")],
+)
+def test_info_tells_what_to_do_with_the_official_weights(name, advice, uvos_command):
+    _, text, _ = uvos_command("info", name)
+    assert advice in text
+
+
 def test_info_of_an_unknown_system_suggests_near_names(refused):
     assert "cosnet" in refused("info", "cosnt")
 

@@ -21,8 +21,9 @@ mirrors the picture and keeps its hues); boundary and hard-negative maps are mad
 size, from masks whose instances are merged if the data has them merged.
 
 Hard negatives need edge maps. `edges="given"` takes the batch key `edges` (0..255; the release's
-were HED maps; sources read them from the folder their field `edges` names), `sobel` uses the gradient of the frame, a stand-in that changes results, `none`
-leaves them out (plain cross entropy). They matter in training only.
+were HED maps; sources read them from the folder their field `edges` names), `sobel` uses the
+gradient of the frame, a stand-in that changes results, `none` leaves them out (plain cross
+entropy). They matter in training only.
 """
 
 from __future__ import annotations
