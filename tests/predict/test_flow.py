@@ -47,11 +47,13 @@ def test_both_directions_and_all_ends(count, batch, at_end):
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_a_single_frame_has_flow_only_where_the_end_is_zero(direction):
+def test_a_single_frame_does_not_move_and_that_is_logged(direction, caplog):
     got = list(with_flow(numbered(1), difference, 2, direction=direction, at_end="zero"))
     assert first_value(got) == [0]
-    with pytest.raises(DataError, match="one frame only: optical flow needs at least two"):
-        list(with_flow(numbered(1), difference, 2, direction=direction))
+    assert not caplog.records
+    assert first_value(with_flow(numbered(1), difference, 2, direction=direction)) == [0]
+    assert first_value(with_track(numbered(1), lambda i: None)) == [0]
+    assert caplog.text.count("one frame only") == 2
     assert list(with_flow([], difference, 2, direction=direction)) == []
 
 

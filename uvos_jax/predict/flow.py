@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from uvos_jax.errors import DataError, ShapeError
+from uvos_jax.errors import ShapeError
 
 log = logging.getLogger("uvos_jax")
 
@@ -21,6 +21,7 @@ Direction = Literal["forward", "backward"]
 #: `negated`, the negated flow to its only neighbour; `neighbor`, the flow to its only neighbour;
 #: `repeat`, the flow of that neighbour; `zero`, no motion.
 AtEnd = Literal["negated", "neighbor", "repeat", "zero"]
+LONE_FRAME = "the video has one frame only: without a second one it is taken not to move"
 
 
 def with_flow(
@@ -35,10 +36,8 @@ def with_flow(
 
     A frame leaves as soon as the flow of its batch is known: with forward flow and `batch` 1 one
     frame after it arrived, with backward flow at once (the first one, whose flow depends on the
-    second unless `at_end` is `zero`, with the second).
-
-    Raises:
-      DataError: the video has one frame, and `at_end` is not `zero`.
+    second unless `at_end` is `zero`, with the second). A video of one frame does not move: zeros,
+    which is logged unless `at_end` is `zero`.
     """
     held: list[np.ndarray] = []
     first = True
@@ -85,8 +84,9 @@ def with_flow(
     if not held:
         return
     if before is None and at_end != "zero":
-        raise DataError("the video has one frame only: optical flow needs at least two")
-    if direction == "forward":
+        log.warning(LONE_FRAME)
+        yield held[0], np.zeros((*held[0].shape[:2], 2), np.float32)
+    elif direction == "forward":
         yield held[0], end(held[0], before, last_flow)
 
 
@@ -96,7 +96,7 @@ def with_track(
     """Yields every frame with its flow from files.
 
     If the frame at the end has no file and `at_end` asks for flow that only an estimator could
-    give, it gets its neighbour's flow, which is logged.
+    give, it gets its neighbour's flow; a video of one frame gets zeros. Both are logged.
 
     Raises:
       DataError: flow is missing. ShapeError: flow of another size than its frame.
@@ -109,8 +109,9 @@ def with_track(
         elif field is None:
             field = track(1) if index == 0 else last
             if field is None:
-                raise DataError("the video has one frame only: optical flow needs at least two")
-            if at_end != "repeat":
+                log.warning(LONE_FRAME)
+                field = np.zeros((*frame.shape[:2], 2), np.float32)
+            elif at_end != "repeat":
                 log.warning("frame %d has no flow file: it gets its neighbour's flow", index)
         if field.shape[:2] != frame.shape[:2]:
             raise ShapeError(
@@ -130,7 +131,7 @@ def flow_of_video(
       flow: a `FlowFunction`, or a provider that reads the files of named videos (`track`).
       reader: the video, for its name and those of its frames; None for a stream.
     """
-    if hasattr(flow, "track") and reader is not None:
+    if hasattr(flow, "track") and reader is not None and len(reader) > 1:
         names = [reader.frame_name(i) for i in range(len(reader))]
         track = flow.track(reader.name, names, spec.flow_direction)
         return with_track(frames, track, at_end=spec.flow_at_end)
