@@ -206,3 +206,25 @@ def test_impossible_networks_are_explained(net, says, tmp_path):
     (tmp_path / "a.caffemodel").write_bytes(net)
     with pytest.raises(CheckpointError, match=says):
         read_caffe(tmp_path / "a.caffemodel")
+
+
+# ----- other readers, where they are installed ------------------------------------------------
+
+
+def test_torch7_files_are_read_as_torchfile_reads_them():
+    torchfile = pytest.importorskip("torchfile")
+    theirs = torchfile.load(str(FILES / "net.t7")).modules
+    for ours, other in zip(modules(read_torch7_object(FILES / "net.t7")), theirs, strict=False):
+        assert ours.name == other.torch_typename().decode()
+        for field in ("weight", "bias"):
+            np.testing.assert_array_equal(ours.fields[field], other[field.encode()])
+
+
+@pytest.mark.parametrize("name", ["tf1_v1.ckpt", "tf1_v2.ckpt"])
+def test_checkpoints_are_read_as_tensorflow_reads_them(name):
+    tensorflow = pytest.importorskip("tensorflow")
+    reader = tensorflow.train.load_checkpoint(str(FILES / name))
+    ours = read_tensorflow(FILES / name)
+    assert set(ours) == set(reader.get_variable_to_shape_map())
+    for variable, array in ours.items():
+        np.testing.assert_array_equal(array, reader.get_tensor(variable))

@@ -204,7 +204,7 @@ def test_every_variant_of_the_config_file_builds():
 # ----- learning -------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.learns
 def test_region_similarity_on_held_out_clips_rises():
     config = uvos.load_config("fgrne:tiny")
     config.train.total_steps = STEPS

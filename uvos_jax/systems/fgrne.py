@@ -615,6 +615,7 @@ class FGRNE(System):
         venue="CVPR",
         official_weights="none published; a reference design. DSS and FlowNetS parts convert",
         parity="none to compare with; NumPy oracles of the warping, the cells and the geometry",
+        learned="J 0.09 to 0.18 in 240 steps",
     )
     parameter_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "host": (r"^(vgg|regression)/",),
