@@ -28,7 +28,7 @@ log = logging.getLogger("uvos_jax")
 FREE_FIELDS = (
     "train.total_steps", "train.log_every", "train.eval_every", "train.checkpoint_every",
     "train.keep_latest", "train.keep_best", "train.early_stop", "data.prefetch", "data.eval",
-    "predict", "mesh", "model.init_from", "model.init_strict",
+    "predict", "mesh", "model.init_from", "model.init_strict", "rl",
 )  # fmt: skip
 
 
@@ -248,8 +248,10 @@ def fingerprint(tree: Any) -> str:
     return f"{total:016x}"
 
 
-def as_tree(state: TrainState) -> dict[str, Any]:
-    """State as plain nested dictionaries, the form that is stored."""
+def as_tree(state: TrainState | dict[str, Any]) -> dict[str, Any]:
+    """State as plain nested dictionaries, the form that is stored; such ones stay as they are."""
+    if isinstance(state, dict):
+        return state
     tree = {
         "step": state.step,
         "params": state.params,
@@ -268,8 +270,10 @@ def as_tree(state: TrainState) -> dict[str, Any]:
     return {k: v for k, v in tree.items() if jax.tree.leaves(v)}
 
 
-def from_tree(tree: dict[str, Any], like: TrainState) -> TrainState:
+def from_tree(tree: dict[str, Any], like: Any) -> Any:
     """Inverse of `as_tree`."""
+    if isinstance(like, dict):
+        return tree
     return like.replace(
         step=tree["step"],
         params=tree["params"],

@@ -423,6 +423,13 @@ class Trainer:
 def train(
     config: Any, workdir: str | Path, *, progress: bool = True, profile: int = 0
 ) -> dict[str, Any]:
-    """Trains or resumes a configuration in `workdir`; see `Trainer.run` for the summary."""
+    """Trains or resumes a configuration in `workdir`; see `Trainer.run` for the summary.
+
+    A configuration whose section `rl` names an algorithm trains an agent as well (`agent`).
+    """
     configs.validate(config)
+    if config.get("rl", {}).get("algorithm"):
+        from uvos_jax.train.agent import train_with_agent
+
+        return train_with_agent(config, workdir, progress=progress, profile=profile)
     return Trainer(config, workdir, progress=progress, profile=profile).run()

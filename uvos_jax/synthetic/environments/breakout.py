@@ -80,7 +80,7 @@ class PixelBreakout(Environment):
         u = jax.random.uniform(key, (3,))
         position = jnp.stack([0.6 * self.size, (0.2 + 0.6 * u[0]) * self.size])
         down = 1.6 + 0.8 * u[1]
-        return position, jnp.stack([down, 3.0 * u[2] - 1.5]) * self.scale
+        return position, jnp.stack([down, 3.0 * u[2] - 1.5]) * self.speed
 
     def begin(self, key: jax.Array) -> Game:
         of_paddle, of_ball = jax.random.split(key)
@@ -96,9 +96,9 @@ class PixelBreakout(Environment):
         )
 
     def play(self, key: jax.Array, game: Game, action: jax.Array) -> tuple[Any, Any, Any]:
-        width, radius = self._paddle[1], RADIUS * self.scale
+        width, radius = self._paddle[1], RADIUS * self.unit
         direction = jnp.where(action == 1, -1.0, jnp.where(action == 2, 1.0, 0.0))
-        paddle = game.paddle + direction * PADDLE_SPEED * self.scale
+        paddle = game.paddle + direction * PADDLE_SPEED * self.speed
         paddle = jnp.clip(paddle, 0.0, self.size - width)
         x, vx = bounced(game.ball[1], game.velocity[1], radius, self.size - 1 - radius)
         y, vy = game.ball[0] + game.velocity[0], game.velocity[0]
@@ -121,7 +121,7 @@ class PixelBreakout(Environment):
         returned = arrived & (jnp.abs(offset) <= width / 2 + radius)
         vy = jnp.where(returned, -vy, vy)
         vx = jnp.where(returned, vx + 0.15 * offset, vx)
-        vx = jnp.clip(vx, -2.0 * self.scale, 2.0 * self.scale)
+        vx = jnp.clip(vx, -2.0 * self.speed, 2.0 * self.speed)
         y = jnp.where(returned, self._row - radius, y)
         lost = arrived & ~returned
         fresh, speed = self._ball(key)
@@ -163,4 +163,4 @@ class PixelBreakout(Environment):
         level = jnp.where(seam, 70.0, 90.0 + 15.0 * row[:, None])
         canvas.put(alive, level, 4 + row[:, None] * COLUMNS + column)
         canvas.box(at[0], self._paddle, 200.0, 1)
-        canvas.disc(at[1], RADIUS * self.scale, 240.0, 2)
+        canvas.disc(at[1], RADIUS * self.unit, 240.0, 2)

@@ -70,9 +70,9 @@ class PixelCatch(Environment):
 
     def _ball(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         u = jax.random.uniform(key, (3,))
-        margin = RADIUS * self.scale + 1
+        margin = RADIUS * self.unit + 1
         column = margin + u[0] * (self.size - 1 - 2 * margin)
-        speed = jnp.stack([1.0 + 2.0 * u[1], 2.0 * u[2] - 1.0]) * self.scale
+        speed = jnp.stack([1.0 + 2.0 * u[1], 2.0 * u[2] - 1.0]) * self.speed
         return jnp.stack([self.top + margin, column]), speed
 
     def begin(self, key: jax.Array) -> Game:
@@ -90,9 +90,9 @@ class PixelCatch(Environment):
         )
 
     def play(self, key: jax.Array, game: Game, action: jax.Array) -> tuple[Any, Any, Any]:
-        width, radius = self._paddle[1], RADIUS * self.scale
+        width, radius = self._paddle[1], RADIUS * self.unit
         direction = jnp.where(action == 1, -1.0, jnp.where(action == 2, 1.0, 0.0))
-        paddle = game.paddle + direction * PADDLE_SPEED * self.scale
+        paddle = game.paddle + direction * PADDLE_SPEED * self.speed
         paddle = jnp.clip(paddle, 0.0, self.size - width)
         row = game.ball[:, 0] + game.velocity[:, 0]
         column, across = bounced(
@@ -127,4 +127,4 @@ class PixelCatch(Environment):
         canvas.score(game.caught, self.count)
         canvas.box(at[0], self._paddle, 200.0, 1)
         for i in range(self.balls):
-            canvas.disc(at[1 + i], RADIUS * self.scale, 240.0 - 25.0 * i, 2 + i)
+            canvas.disc(at[1 + i], RADIUS * self.unit, 240.0 - 25.0 * i, 2 + i)

@@ -101,6 +101,7 @@ class Environment:
 
     Attributes:
       size: side of the square frames. history: frames in an observation.
+      zoom: factor on all lengths. pace: factor on all speeds.
       max_steps: an episode ends after this many.
       texture: seed of the background.
     """
@@ -115,6 +116,8 @@ class Environment:
     history: int = 2
     max_steps: int = 1000
     texture: int = 0
+    zoom: float = 1.0
+    pace: float = 1.0
 
     def __post_init__(self):
         if self.size < 32:
@@ -220,12 +223,17 @@ class Environment:
 
     def px(self, length: float) -> int:
         """A length on 84 pixels as whole pixels of this size, at least 1."""
-        return max(1, round(length * self.size / REFERENCE))
+        return max(1, round(length * self.unit))
 
     @property
-    def scale(self) -> float:
-        """Pixels of this size per pixel of 84."""
-        return self.size / REFERENCE
+    def unit(self) -> float:
+        """Pixels per pixel of a length on 84."""
+        return self.zoom * self.size / REFERENCE
+
+    @property
+    def speed(self) -> float:
+        """Pixels per pixel of a speed on 84."""
+        return self.pace * self.size / REFERENCE
 
     @property
     def top(self) -> int:

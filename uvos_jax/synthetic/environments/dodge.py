@@ -70,7 +70,7 @@ class PixelDodge(Environment):
         middle = (self.size - self.px(PLAYER)) / 2
         mover = middle + (0.33 + 0.1 * u[1][:, None]) * self.size * ring
         heading = 2 * jnp.pi * u[2]
-        speed = (1.0 + 1.5 * u[3]) * self.scale
+        speed = (1.0 + 1.5 * u[3]) * self.speed
         return Game(
             player=jnp.full((2,), middle),
             mover=jnp.maximum(mover, jnp.asarray([self.top, 0.0])),
@@ -82,7 +82,7 @@ class PixelDodge(Environment):
         side = self.px(PLAYER)
         moves = jnp.asarray([[0, 0], [-1, 0], [1, 0], [0, -1], [0, 1]], jnp.float32)
         low = jnp.asarray([self.top, 0.0], jnp.float32)
-        player = game.player + moves[action] * PLAYER_SPEED * self.scale
+        player = game.player + moves[action] * PLAYER_SPEED * self.speed
         player = jnp.clip(player, low, self.size - side)
         sides = jnp.asarray(self._sides, jnp.float32)[:, None]
         mover, velocity = bounced(game.mover, game.velocity, low, self.size - sides)

@@ -69,15 +69,15 @@ class PixelScroll(Environment):
 
     def _item(self, key: jax.Array, scroll: jax.Array) -> tuple[jax.Array, jax.Array]:
         u = jax.random.uniform(key, (4,))
-        margin = RADIUS * self.scale + 1
+        margin = RADIUS * self.unit + 1
         row = self.top + margin + u[0] * (self.size - 1 - self.top - 2 * margin)
         column = self.size + margin + 0.5 * self.size * u[1]
-        speed = jnp.stack([u[2] - 0.5, -(0.5 + u[3])]) * self.scale
+        speed = jnp.stack([u[2] - 0.5, -(0.5 + u[3])]) * self.speed
         return jnp.stack([row, column]), speed.at[1].add(-scroll)
 
     def begin(self, key: jax.Array) -> Game:
         of_scroll, of_spread, *keys = jax.random.split(key, 2 + self.items)
-        scroll = (1.0 + jax.random.uniform(of_scroll)) * self.scale
+        scroll = (1.0 + jax.random.uniform(of_scroll)) * self.speed
         item, velocity = jax.vmap(self._item, (0, None))(jnp.stack(keys), scroll)
         spread = jax.random.uniform(of_spread, (self.items,)) * 0.6 * self.size
         return Game(
@@ -91,9 +91,9 @@ class PixelScroll(Environment):
         )
 
     def play(self, key: jax.Array, game: Game, action: jax.Array) -> tuple[Any, Any, Any]:
-        side, radius = self.px(PLAYER), RADIUS * self.scale
+        side, radius = self.px(PLAYER), RADIUS * self.unit
         direction = jnp.where(action == 1, -1.0, jnp.where(action == 2, 1.0, 0.0))
-        player = game.player + direction * PLAYER_SPEED * self.scale
+        player = game.player + direction * PLAYER_SPEED * self.speed
         player = jnp.clip(player, self.top, self.size - side)
         row, vertical = bounced(
             game.item[:, 0], game.velocity[:, 0], self.top + radius, self.size - 1 - radius
@@ -134,7 +134,7 @@ class PixelScroll(Environment):
         side, radius = self.px(PLAYER), self.px(RADIUS)
         for i in range(self.items):
             if i % 2 == 0:
-                canvas.disc(at[1 + i], RADIUS * self.scale, 240.0, 2 + i)
+                canvas.disc(at[1 + i], RADIUS * self.unit, 240.0, 2 + i)
             else:
                 corner = at[1 + i] - radius
                 canvas.box(corner, (2 * radius + 1, 2 * radius + 1), 15.0, 2 + i)

@@ -1,0 +1,106 @@
+"""Atari games on the host, stepped while the device thinks about the other half of them.
+
+Environments come in two halves. While one half is stepped in threads on the host, the actions of
+the other are computed from frames already sent to the device.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from uvos_jax.data.atari import AtariGame
+from uvos_jax.errors import ConfigError
+from uvos_jax.train import rl
+
+
+class HostEnvironments:
+    """E games in two halves, with the interface that `rl.Agent` needs of a rollout.
+
+    Args:
+      count: even number of games. Further ones: of `AtariGame`.
+
+    Raises:
+      UnsupportedError: no emulator. ConfigError: no such game, or an odd count.
+    """
+
+    def __init__(self, name: str, count: int, *, size: int = 84, seed: int = 0, **fields: Any):
+        if count % 2:
+            raise ConfigError(f"rl.envs={count} must be even: games are stepped in two halves")
+        self.count, self.size = count, size
+        self.games = [AtariGame(name, size=size, seed=seed + i, **fields) for i in range(count)]
+        self.actions = self.games[0].actions
+        self.pool = ThreadPoolExecutor(max_workers=min(count // 2, 16))
+        self.pairs = np.zeros((count, size, size, 2), np.uint8)
+        for i, frame in enumerate(self.pool.map(AtariGame.reset, self.games)):
+            self.pairs[i] = frame[..., None]
+        half = count // 2
+        self.halves = (slice(0, half), slice(half, count))
+        self._act = jax.jit(self._acted, static_argnums=0)
+        self._learn = jax.jit(rl.Agent.learn, static_argnums=0)
+
+    @staticmethod
+    def _acted(agent: rl.Agent, params: Any, pairs: jax.Array, key: jax.Array) -> Any:
+        return agent.act(params, pairs, key)
+
+    def _step(self, part: slice, actions: np.ndarray) -> list[tuple]:
+        """Steps half of the games in threads; episodes that end start anew."""
+
+        def one(game: AtariGame, action: int) -> tuple:
+            frame, reward, done, score = game.step(action)
+            length = game.length
+            return (game.reset() if done else frame), reward, done, score, length
+
+        return list(self.pool.map(one, self.games[part], actions))
+
+    def play(self, agent: rl.Agent, state: rl.AgentState) -> tuple[rl.Rollout, dict[str, Any]]:
+        """A rollout of `agent.rl.rollout` steps, and sums over the games that ended."""
+        T, half = agent.rl.rollout, self.count // 2
+        key = jax.random.fold_in(jax.random.fold_in(state.rng, state.update), 0)
+        kept: list[list[Any]] = [[], []]
+        ended = {"episodes": 0.0, "return_sum": 0.0, "length_sum": 0.0}
+
+        def think(h: int, t: int) -> Any:
+            """Sends the frames of a half and asks for its actions; returns at once."""
+            pairs = jax.device_put(self.pairs[self.halves[h]].copy())
+            return pairs, self._act(agent, state.params, pairs, jax.random.fold_in(key, 2 * t + h))
+
+        thoughts = [think(0, 0), think(1, 0)]
+        for t in range(T):
+            for h in (0, 1):
+                pairs, (actions, log_probs, values) = thoughts[h]
+                rows = self._step(self.halves[h], np.asarray(actions))
+                rewards, dones = np.zeros(half, np.float32), np.zeros(half, bool)
+                own = self.pairs[self.halves[h]]
+                for i, (frame, reward, done, score, length) in enumerate(rows):
+                    own[i, ..., 0] = frame if done else own[i, ..., 1]
+                    own[i, ..., 1] = frame
+                    rewards[i], dones[i] = reward, done
+                    if score is not None:
+                        ended["episodes"] += 1
+                        ended["return_sum"] += score
+                        ended["length_sum"] += length
+                kept[h].append((pairs, actions, log_probs, values, rewards, dones))
+                thoughts[h] = think(h, t + 1)  # of the last step only the values are used
+        halves = [
+            [jnp.stack([jnp.asarray(row[i]) for row in kept[h]]) for i in range(6)] for h in (0, 1)
+        ]
+        joined = [jnp.concatenate(both, axis=1) for both in zip(*halves, strict=True)]
+        last = jnp.concatenate([thoughts[h][1][2] for h in (0, 1)])
+        return rl.Rollout(*joined, last), ended
+
+    def learn(
+        self, agent: rl.Agent, state: rl.AgentState, rollout: rl.Rollout
+    ) -> tuple[rl.AgentState, dict[str, Any]]:
+        """`Agent.learn`, compiled."""
+        return self._learn(agent, state, rollout)
+
+    def close(self) -> None:
+        """Ends threads and emulators."""
+        self.pool.shutdown()
+        for game in self.games:
+            game.close()
