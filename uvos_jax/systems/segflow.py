@@ -254,6 +254,7 @@ class SegFlow(System):
         venue="ICCV",
         official_weights="Caffe, linked from github.com/JingchunCheng/SegFlow",
         parity="official layers by oracles of each operation; blob names of the release",
+        learned="J 0.00 to 0.21 in 240 steps",
         davis16_j=67.4,
         davis16_f=66.7,
     )
