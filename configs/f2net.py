@@ -169,11 +169,11 @@ def tiny(config: ConfigDict) -> None:
     config.model.bottleneck = 4
     config.model.candidates = 3
     config.model.history = 3
-    config.model.prior_sigma = 15 * 65 / 473
+    # 1.25 cells: scaled with the image (2 pixels) it would vanish between positions 8 pixels apart
+    config.model.prior_sigma = 10.0
     config.model.block_size = 32  # 81 positions: three blocks
     config.model.loss = "balanced"  # learns from scratch, where the released loss collapses
     config.model.iou_weight = 1.0
-    config.model.heat_weight = 0.1
     config.model.video_encoder_lr = 1.0
     config.model.head_lr = 1.0
     set_size(config, (65, 65))

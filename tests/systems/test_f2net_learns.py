@@ -10,9 +10,9 @@ from uvos_jax.train import stages
 from uvos_jax.train.optimizer import make_schedule
 from uvos_jax.train.step import init_state, make_train_step
 
-STEPS = 120
-#: J on held-out clips has to rise by this much within STEPS steps.
-MARGIN = 0.05
+STEPS = 360
+#: J on held-out clips starts at 0.02 and has to rise by this much within STEPS steps.
+MARGIN = 0.1
 
 
 @pytest.mark.learns
@@ -29,15 +29,18 @@ def test_region_similarity_on_held_out_clips_rises():
         frames = jnp.round(255 * record["video"]).astype(jnp.uint8)
         return {"frames": frames, "masks": record["mask"]}
 
-    held_out = clips(jax.random.key(99), 0, 32)
+    held_out = clips(jax.random.key(99), 0, 64)
     render = jax.jit(lambda step: clips(jax.random.key(1), step, config.data.batch_size))
-    pool = [render(step) for step in range(24)]
+    pool = [render(step) for step in range(120)]
 
     @jax.jit
-    def region_similarity(variables):
-        state = system.init_state(variables, len(held_out["frames"]), size)
-        _, probs = system.predict(variables, state, {"frames": held_out["frames"]})
-        predicted, target = probs > 0.5, held_out["masks"] > 0
+    def region_similarity(variables, frames, masks):
+        state = system.init_state(variables, len(frames), size)
+        _, probs = system.predict(variables, state, {"frames": frames})
+        return score(probs > 0.5, masks)
+
+    def score(predicted, masks):
+        target = masks > 0
         union = jnp.sum(predicted | target, axis=(2, 3))
         overlap = jnp.sum(predicted & target, axis=(2, 3))
         return jnp.mean(jnp.where(union > 0, overlap / jnp.maximum(union, 1), 1.0))
@@ -60,11 +63,13 @@ def test_region_similarity_on_held_out_clips_rises():
 
     first = segments[0]
     state = init_state(system, 0, lambda p: stages.optimizer_of(first, first.stage.phases[0], p))
-    before = float(region_similarity(state.variables()))
+    before = float(region_similarity(state.variables(), **held_out))
     for segment in segments:
         steps = {p.name: step_of(segment, p) for p in segment.stage.phases}
         for number in range(segment.start, segment.end):
             state = steps[segment.phase(number).name](state, pool[number % len(pool)])
-    after = float(region_similarity(state.variables()))
-    print(f"J {before:.3f} -> {after:.3f} in {STEPS} steps")
+    after = float(region_similarity(state.variables(), **held_out))
+    everything = float(score(jnp.ones(held_out["masks"].shape, bool), held_out["masks"]))
+    print(f"J {before:.3f} -> {after:.3f} in {STEPS} steps; of the whole frame {everything:.3f}")
     assert after > before + MARGIN
+    assert after > everything + 0.03

@@ -432,6 +432,7 @@ class F2Net(System):
         venue="AAAI",
         official_weights="none published; the converter reads checkpoints of the released trainer",
         parity="names and shapes of the released network; formulas against NumPy",
+        learned="J 0.02 to 0.22 in 360 steps",
         davis16_j=83.1,
         davis16_f=84.4,
     )
