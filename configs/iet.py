@@ -114,9 +114,11 @@ def full() -> ConfigDict:
     return config
 
 
-def synthetic(config: ConfigDict, preset: str) -> None:
+def synthetic(config: ConfigDict, preset: str, scene: dict | None = None) -> None:
     """Instances of generated scenes: stills for the embedding, clips with flow for the filters."""
     common = {"name": "synthetic", "weight": 1.0, "preset": preset, "label": "instances"}
+    if scene:
+        common["scene"] = scene
     config.data.train = (
         {**common, "group": "static", "clip_len": 1},
         {**common, "group": "video", "flow": True},
@@ -132,7 +134,9 @@ def synthetic(config: ConfigDict, preset: str) -> None:
 
 def light(config: ConfigDict) -> None:
     """A small network that trains in minutes on a few cores, for clips without official weights."""
-    synthetic(config, "fast")
+    # A still does not show which things move: all of them have ids, none hides in the background.
+    scene = {"objects": 3, "object_counts": (0.3, 0.4, 0.3), "distractors": 0}
+    synthetic(config, "fast", {**scene, "contrast": 0.7, "camouflage": 0.05})
     config.model.block_counts = (2, 2, 2, 2)
     config.model.widths = (16, 24, 48, 64)
     config.model.head_dilations = (1, 3, 6)
