@@ -8,7 +8,8 @@ All compute the same equations (no peepholes, zero initial state) on the same ar
 gradients of sum(h^2) at weights and input. `scan` is `uvos_jax.modules.recurrent`; `unrolled` the
 same cell with plain convolutions in a Python loop; `nn.scan` a cell made of `nn.Conv` under
 `flax.linen.scan`; PyTorch the cell of two `conv2d` in a loop, if it is installed. Runs alternate;
-a time is the best of `--repeats`. Compile time is that of one cold compilation (the persistent
+a time is the best of `--repeats`, by the clock and of all cores together (`cpu`), which other work
+on the machine disturbs less. Compile time is that of one cold compilation (the persistent
 cache is off). Memory is what the compiled program allocates beside its arguments and results
 (`temp`); for PyTorch it is not measured. A loop of 128 frames is unrolled on request only
 (`--unroll 128`): it takes minutes to compile.
@@ -141,11 +142,11 @@ class Program:
         """Megabytes beside arguments and results."""
         return compiled.memory_analysis().temp_size_in_bytes / 2**20
 
-    def run(self, which: str) -> float:
-        """Seconds of one run."""
-        start = time.perf_counter()
+    def run(self, which: str) -> tuple[float, float]:
+        """Seconds of one run, by the clock and of all cores together."""
+        start, cores = time.perf_counter(), time.process_time()
         jax.block_until_ready(getattr(self, which)(*self.arguments))
-        return time.perf_counter() - start
+        return time.perf_counter() - start, time.process_time() - cores
 
 
 class Torch:
@@ -183,8 +184,8 @@ class Torch:
             out.append(h)
         return self.torch.stack(out, 1)
 
-    def run(self, which: str) -> float:
-        start = time.perf_counter()
+    def run(self, which: str) -> tuple[float, float]:
+        start, cores = time.perf_counter(), time.process_time()
         if which == "forward":
             with self.torch.no_grad():
                 self.hidden()
@@ -192,7 +193,7 @@ class Torch:
             for leaf in (self.wx, self.wh, self.b, *self.x):
                 leaf.grad = None
             (self.hidden() ** 2).sum().backward()
-        return time.perf_counter() - start
+        return time.perf_counter() - start, time.process_time() - cores
 
 
 def torch_programs(args: argparse.Namespace, params, x) -> dict[str, Torch]:
@@ -231,37 +232,42 @@ def measure(args: argparse.Namespace, frames: int) -> dict[str, dict[str, float]
             rows[name]["temp_fb"] = program.temp(program.backward)
             if program.forward is not None:
                 rows[name]["temp_f"] = program.temp(program.forward)
-    best: dict[tuple[str, str], float] = {}
+    best: dict[tuple[str, str], np.ndarray] = {}
     for number in range(args.repeats + 1):
         for name, program in programs.items():
             slow = name.startswith("nn.scan") and number > 1
             for which in () if slow else ("forward", "backward"):
                 if which == "forward" and getattr(program, "forward", True) is None:
                     continue
-                seconds = program.run(which)
+                seconds = np.asarray(program.run(which))
                 if number:  # the first run warms up
-                    best[name, which] = min(seconds, best.get((name, which), np.inf))
-    for (name, which), seconds in best.items():
-        rows[name]["f" if which == "forward" else "fb"] = 1000 * seconds
+                    best[name, which] = np.minimum(seconds, best.get((name, which), np.inf))
+    for (name, which), (seconds, cores) in best.items():
+        key = "f" if which == "forward" else "fb"
+        rows[name] |= {key: 1000 * seconds, f"cpu_{key}": 1000 * cores}
     return rows
 
 
 def show(rows: dict[str, dict[str, float]], frames: int) -> None:
-    """Prints a table; `ratio` is forward + backward against `unrolled`."""
-    reference = rows.get("unrolled", {}).get("fb")
+    """Prints a table; ratios are forward + backward against `unrolled`."""
+    reference = rows.get("unrolled", {})
     print(f"\nT = {frames}")
-    print(f"{'':28s}{'fwd ms':>9s}{'f+b ms':>9s}{'ratio':>7s}{'compile f / f+b s':>20s}"
-          f"{'temp f / f+b MiB':>20s}")  # fmt: skip
+    print(f"{'':28s}{'fwd ms':>9s}{'f+b ms':>9s}{'ratio':>7s}{'cpu f+b ms':>12s}{'ratio':>7s}"
+          f"{'compile f / f+b s':>20s}{'temp f / f+b MiB':>20s}")  # fmt: skip
 
     def text(value, form):
         return "-" if value is None else format(value, form)
 
     for name, row in rows.items():
-        ratio = row["fb"] / reference if reference and row.get("fb") else None
+        ratio, of_cores = (
+            row[key] / reference[key] if key in row and key in reference else None
+            for key in ("fb", "cpu_fb")
+        )
         compile_ = f"{text(row.get('compile_f'), '.1f')} / {text(row.get('compile_fb'), '.1f')}"
         temp = f"{text(row.get('temp_f'), '.0f')} / {text(row.get('temp_fb'), '.0f')}"
         print(f"{name:28s}{text(row.get('f'), '.0f'):>9s}{text(row.get('fb'), '.0f'):>9s}"
-              f"{text(ratio, '.2f'):>7s}{compile_:>20s}{temp:>20s}")  # fmt: skip
+              f"{text(ratio, '.2f'):>7s}{text(row.get('cpu_fb'), '.0f'):>12s}"
+              f"{text(of_cores, '.2f'):>7s}{compile_:>20s}{temp:>20s}")  # fmt: skip
 
 
 def main() -> None:

@@ -263,6 +263,7 @@ class PDBConvLSTM(System):
         venue="ECCV",
         official_weights="Caffe, linked from github.com/shenjianbing/PDB-ConvLSTM",
         parity="official layers, masks within 1e-4",
+        learned="J 0.12 to 0.20 in 360 steps",
         davis16_j=77.2,
         davis16_f=74.5,
     )
