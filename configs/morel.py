@@ -28,6 +28,8 @@ from _base import get_base_config, parse_arg, set_model_field
 from ml_collections import ConfigDict
 
 GAMES = ("catch", "breakout", "dodge", "scroll")
+#: On 42 pixels these games keep the lengths they have on 84.
+TINY_FIELDS = {"catch": {"zoom": 2.0}, "scroll": {"zoom": 2.0}}
 VARIANTS = (
     "full",
     "no_sparsity",
@@ -132,6 +134,7 @@ A2C = {
     "extra_path": True,  # the second, static path
     "joint_weight": 1.0,  # of the segmenter's loss; 0 leaves it and the decoder out
     "joint_decay_steps": 0,  # falls to 0 over this many environment steps (1e7 without extra path)
+    "joint_stride": 1,  # every n-th sample takes part in it; the release takes all
     "joint_mask": "inside",  # ppo: inside | release | none
     "total_steps": 10_000_000,  # of all environments together
     "envs": 16,
@@ -178,9 +181,12 @@ def agent(config: ConfigDict, game: str, *, is_tiny: bool) -> None:
     else:
         config.rl.env = game
         (source,) = config.data.train
-        config.data.train = ({**source, "env": game},)
+        fields = TINY_FIELDS.get(game, {}) if is_tiny else {}
+        config.rl.env_fields = fields
+        config.data.train = ({**source, "env": game, "env_fields": fields},)
     if is_tiny:
         config.rl.total_steps = 16 * 5 * 200
+        config.rl.joint_stride = 5  # one sample of each environment
         config.rl.log_every = 20
         config.rl.checkpoint_every = 100
         config.rl.video_steps = 100
@@ -193,9 +199,11 @@ def tiny(config: ConfigDict) -> None:
     config.model.embedding = 64
     config.model.channels = 8
     config.model.objects = 4
-    config.model.sparsity_ramp = 300
+    config.model.sparsity_ramp = 10_000
     config.data.size = (42, 42)
     config.data.batch_size = 8
+    (source,) = config.data.train
+    config.data.train = ({**source, "env_fields": TINY_FIELDS["catch"]},)
 
     config.optim.lr = 2e-3
     config.train.total_steps = 300

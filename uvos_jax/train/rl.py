@@ -175,7 +175,9 @@ def check_settings(rl: Any) -> None:
     ):
         if rl[field] not in allowed:
             raise ConfigError(f"config field rl.{field} is {rl[field]!r}: use one of {allowed}")
-    for field in ("envs", "rollout", "epochs", "minibatches", "total_steps", "log_every"):
+    for field in (
+        "envs", "rollout", "epochs", "minibatches", "total_steps", "log_every", "joint_stride",
+    ):  # fmt: skip
         if rl[field] < 1:
             raise ConfigError(f"config field rl.{field} must be at least 1, got {rl[field]}")
     if rl.envs * rl.rollout % rl.minibatches:
@@ -287,7 +289,9 @@ class Agent:
         """
         rl, pairs = self.rl, _unit(batch["pairs"])
         joint = rl.joint_weight > 0
-        logits, values, seen = self.policy.apply({"params": params}, pairs, with_segments=joint)
+        logits, values, seen = self.policy.apply(
+            {"params": params}, pairs, with_segments=joint and rl.joint_stride == 1
+        )
         log_probs = log_prob_of(logits, batch["actions"])
         advantages, mask = batch["advantages"], 1.0
         if rl.algorithm == "ppo":
@@ -307,10 +311,14 @@ class Agent:
         total = terms["policy_loss"] - rl.entropy * terms["entropy"]
         total = total + rl.value * terms["value_loss"]
         if joint:
-            losses = self.pair_losses({**seen, "pairs": pairs})
+            chosen = pairs[:: rl.joint_stride]
+            if not seen:
+                seen = self.policy.apply({"params": params}, chosen, with_segments=True)[2]
+            losses = self.pair_losses({**seen, "pairs": chosen})
             each = losses["reconstruction"] + self.sparsity * losses["sparsity"]
+            mask = jnp.broadcast_to(mask, pairs.shape[:1])[:: rl.joint_stride]
             terms["joint_loss"] = jnp.mean(mask * each)
-            terms["joint_share"] = jnp.mean(jnp.broadcast_to(mask, each.shape))
+            terms["joint_share"] = jnp.mean(mask)
             terms["reconstruction"] = losses["reconstruction"].mean()
             terms["no_transform_loss"] = losses["no_transform"].mean()
             total = total + weight * terms["joint_loss"]

@@ -19,8 +19,8 @@ from uvos_jax.errors import ConfigError
 
 #: Size for which lengths and speeds are stated.
 REFERENCE = 84
-#: Grey level and contrast of the background's texture.
-GROUND, CONTRAST = 48.0, 10.0
+#: Grey level and contrast of the background's texture, and its finest wavelength in pixels, about.
+GROUND, CONTRAST, GRAIN = 48.0, 10.0, 6.0
 #: Digits 0 to 9, 5 rows of 3 bits.
 FONT = np.asarray(
     [[int(bit) for bit in f"{rows:015b}"] for rows in (
@@ -301,7 +301,7 @@ def ground(seed: int, size: int) -> np.ndarray:
     noise = np.random.default_rng(seed).standard_normal((size, size))
     f = np.fft.fftfreq(size) * size
     radius = np.hypot(f[:, None], f[None])
-    spectrum = np.fft.fft2(noise) * np.exp(-((radius / (size / 6)) ** 2)) * (radius > 0)
+    spectrum = np.fft.fft2(noise) * np.exp(-((radius * GRAIN / size) ** 2)) * (radius > 0)
     field = np.fft.ifft2(spectrum).real
     return np.clip(field / field.std(), -2.5, 2.5).astype(np.float32)
 
