@@ -88,6 +88,7 @@ def full() -> ConfigDict:
     config.model.clip_len = 14
     config.model.stop_share = 0.2
     config.model.stop_frames = 5
+    config.model.iou_weight = 0.0  # of a soft IoU loss, not in the paper
     config.model.train_streams = False  # True: the streams move in the second stage, too
     config.model.stage_shares = (0.0, 1.0)  # streams, memory
     set_size(config, (480, 854))
@@ -131,7 +132,8 @@ def tiny(config: ConfigDict) -> None:
     config.model.head_features = 8
     config.model.clip_len = 4
     config.model.stop_frames = 2
-    config.model.stage_shares = (0.6, 0.4)
+    config.model.iou_weight = 1.0  # from scratch cross entropy alone ends in empty masks
+    config.model.stage_shares = (0.5, 0.5)
     set_size(config, (64, 64))
 
     config.data.train = ({"name": "synthetic", "weight": 1.0, "preset": "test", "flow": True},)
@@ -140,7 +142,7 @@ def tiny(config: ConfigDict) -> None:
     config.data.clip_len = 4
 
     config.optim.name = "adam"
-    config.optim.lr = 1e-2
+    config.optim.lr = 4e-3
     config.optim.weight_decay = 0.0
     config.optim.clip_value = 0.0
     config.optim.clip_norm = 1.0

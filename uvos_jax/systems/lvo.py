@@ -30,6 +30,7 @@ from flax import linen as nn
 
 from uvos_jax.errors import ConfigError, DataError
 from uvos_jax.losses import masks
+from uvos_jax.losses.dice import soft_iou_loss
 from uvos_jax.modules.backbones.resnet import ResNet
 from uvos_jax.modules.backbones.vgg import DEEPLAB, VGG16
 from uvos_jax.modules.layers import Conv
@@ -303,6 +304,7 @@ class LVO(System):
         venue="ICCV",
         official_weights="none found; the streams' (MP-Net, DeepLab-LargeFOV) can be converted",
         parity="no public code: formulas against slow loops",
+        learned="J 0.06 to 0.22 in 400 steps",
         davis16_j=75.9,
         davis16_f=72.1,
     )
@@ -440,6 +442,9 @@ class LVO(System):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Mean cross entropy against masks at the logits' size; in `streams` that of each stream.
 
+        An overlap loss (`iou_weight`), not the authors', is meant to keep training from scratch
+        from ending in empty masks.
+
         Returns:
           the loss and its terms; `iou`, at the logits' size, is for the log only.
         """
@@ -451,14 +456,20 @@ class LVO(System):
             flags = {k: jnp.take_along_axis(v, source, axis=1) for k, v in flags.items()}
 
         def entropy(margin: jax.Array, without_flow: bool = True):
-            """Mean cross entropy of `sigmoid(margin) [B,T,h,w]`; target and weights."""
+            """Mean cross entropy (and overlap loss) of `sigmoid(margin) [B,T,h,w]`; target and
+            weights.
+            """
             small = resize_nearest(labels[..., None], margin.shape[2:4])[..., 0]
             target = masks.binary_target(small)
             weights = masks.pixel_weights(small, **flags)
             if not without_flow and "flow_valid" in batch:
                 weights = weights * jnp.asarray(batch["flow_valid"])[..., None, None]
             values = target * jax.nn.softplus(-margin) + (1.0 - target) * jax.nn.softplus(margin)
-            return masks.weighted_mean(values, weights), target, weights
+            value = masks.weighted_mean(values, weights)
+            if self.config.iou_weight:
+                flat = (x.reshape(-1, *x.shape[2:]) for x in (margin, target, weights))
+                value += self.config.iou_weight * soft_iou_loss(*flat)
+            return value, target, weights
 
         logits = outputs["logits"].astype(jnp.float32)
         margin = logits[..., 1] - logits[..., 0]
