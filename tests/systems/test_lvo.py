@@ -187,14 +187,18 @@ def test_targets_of_a_stopped_window_are_the_shown_frames_masks(built):
     np.testing.assert_allclose(shown[0], plain[0], rtol=1e-6)
 
 
-def test_loss_is_the_mean_cross_entropy_at_an_eighth(built):
-    system, _ = built
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_loss_is_the_mean_cross_entropy_at_an_eighth_and_the_overlap(weight):
+    system = small(iou_weight=weight)
     arrays = batch()
     logits = jax.random.normal(jax.random.key(3), (1, 4, 8, 12, 2))
     value, _ = system.loss_fn({"logits": logits}, arrays, step=0)
     log_probs = np.asarray(jax.nn.log_softmax(logits), np.float64)
     target = np.asarray(arrays["masks"])[:, :, ::8, ::8]
     expected = -np.where(target == 1, log_probs[..., 1], log_probs[..., 0]).mean()
+    p = np.exp(log_probs[..., 1])
+    overlap, union = ((x).sum((2, 3)) + 1 for x in (p * target, p + target - p * target))
+    expected += weight * np.mean(1 - overlap / union)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
