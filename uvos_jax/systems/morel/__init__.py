@@ -54,6 +54,7 @@ class Morel(System):
         venue="NeurIPS",
         official_weights="none published; names of the release convertible",
         parity="formulas checked against slow oracles",
+        learned="reconstruction to 0.48 of standing still, IoU to 0.23 in 300 steps, unlabelled",
     )
     parameter_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "encoder": (r"(^|/)encoder/",),
