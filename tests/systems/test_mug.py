@@ -224,6 +224,28 @@ def test_training_needs_a_key_for_patches_and_pairs():
         system.apply(variables_of(system), clip(), train=True, phase="round0")
 
 
+def test_tracked_patches_do_not_enter_the_running_statistics():
+    system = built()
+    variables = variables_of(system)
+    frames = system.normalize(clip(T=2)["frames"])
+    features = jax.random.normal(jax.random.key(0), (2, 2, 4, 4, 16))
+    start = jnp.full((2, 2), 2)
+
+    def track(v):
+        return system.module.apply(
+            v, frames, features, start, method="track", mutable=["batch_stats"]
+        )
+
+    network = {k: variables[k] for k in ("params", "batch_stats")}
+    response, after = jax.jit(track)(network)
+    assert response.shape == (2, 4, 4)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        after["batch_stats"]["encoder"],
+        variables["batch_stats"]["encoder"],
+    )
+
+
 # ----- video ----------------------------------------------------------------------------------
 
 

@@ -71,6 +71,7 @@ class MuG(System):
         venue="CVPR",
         official_weights="PyTorch, linked from github.com/carrierlxk/MuG (variant release)",
         parity="names and shapes of the released networks; formulas against NumPy",
+        learned="J 0.15 to 0.25 in 160 steps, without masks, objects that stand out",
         davis16_j=58.0,
         davis16_f=51.5,
     )

@@ -127,12 +127,12 @@ class PaperNetwork(nn.Module):
         )
         return (features + summary.reshape(features.shape)) / 2
 
-    def track(
-        self, frames: jax.Array, features: jax.Array, start: jax.Array, train: bool
-    ) -> jax.Array:
+    def track(self, frames: jax.Array, features: jax.Array, start: jax.Array) -> jax.Array:
         """Responses (logits) in frame 0 after a patch went forth and back, `[B,h,w]`.
 
         Gradients pass through the last search only; where a patch is found is taken as given.
+        Patches are embedded with BatchNorm's running statistics: those of small crops with their
+        padding are others, and must not enter what whole frames are normalised by at test time.
 
         Args:
           frames: `[B,T,H,W,3]`. features: `[B,T,h,w,C]`. start: cells of the patch, `[B,2]`.
@@ -141,13 +141,13 @@ class PaperNetwork(nn.Module):
         template = gran.crop(frames[:, 0], start, self.patch, STRIDE)
         for t in path[:-1]:
             found = gran.responses(
-                jax.lax.stop_gradient(self.encode(template, train)),
+                jax.lax.stop_gradient(self.encode(template)),
                 jax.lax.stop_gradient(features[:, t]),
                 scale=self.response_scale,
             )
             template = gran.crop(frames[:, t], gran.peak(found), self.patch, STRIDE)
         return gran.responses(
-            self.encode(template, train), features[:, path[-1]], scale=self.response_scale
+            self.encode(template), features[:, path[-1]], scale=self.response_scale
         )
 
     def label(self, frames: jax.Array) -> jax.Array:
@@ -192,7 +192,7 @@ class PaperNetwork(nn.Module):
             cells = self.patch // STRIDE
             low, high = cells // 2, jnp.asarray(grid) - cells + cells // 2 + 1
             start = jax.random.randint(where, (B, 2), low, high)
-            outputs["response"] = self.track(frames, features, start, train)
+            outputs["response"] = self.track(frames, features, start)
             outputs["response_target"] = gran.gaussian_target(
                 start, grid, self.target_sigma * cells
             )
