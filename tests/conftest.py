@@ -19,14 +19,32 @@ _hook = install_import_hook(
 )
 
 import gc
+import shutil
+import tempfile
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+#: Memory maps of a process above which compiled programs are dropped between files.
+MOST_MAPS = 20_000
+
+
+def pytest_configure(config):
+    """Workers and the commands they start share what they compile, for this run only."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        config.compiled = tempfile.mkdtemp(prefix="uvos_jax_compiled_")
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = config.compiled
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
 
 def pytest_unconfigure(config):
     _hook.uninstall()
+    if hasattr(config, "compiled"):
+        shutil.rmtree(config.compiled, ignore_errors=True)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -43,8 +61,10 @@ def pytest_collection_modifyitems(items):
 def _forget_compiled_programs():
     """Each compiled program holds memory maps, of which a process may have some 65 000."""
     yield
-    jax.clear_caches()
-    gc.collect()
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

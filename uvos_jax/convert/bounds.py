@@ -5,8 +5,8 @@ from __future__ import annotations
 #: This many times the file's size, and a constant number of bytes. Arrays take as much as their
 #: values take in the file, except packed integers (eight times) and compressed archives.
 FACTOR, CONSTANT = 16, 64 * 2**20
-#: The same factor for compressed archives (`.npz`): zeros compress well, weights do not.
-COMPRESSED = 128
+#: The same factor for compressed archives (`.npz`): twice what zip's compression can reach.
+COMPRESSED = 2064
 #: Characters of one name.
 MAX_NAME = 1000
 
