@@ -27,8 +27,8 @@ import jax
 import numpy as np
 import pytest
 
-#: Memory maps of a process above which compiled programs are dropped between files.
-MOST_MAPS = 20_000
+#: Memory maps and bytes of a process above which compiled programs are dropped between files.
+MOST_MAPS, MOST_MEMORY = 20_000, 3 * 2**30
 
 
 def pytest_configure(config):
@@ -59,10 +59,14 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="module", autouse=True)
 def _forget_compiled_programs():
-    """Each compiled program holds memory maps, of which a process may have some 65 000."""
+    """Compiled programs hold memory, and memory maps, of which a process may have some 65 000."""
     yield
-    maps = Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+    process = Path("/proc/self")
+    if not (process / "statm").exists():
+        return
+    resident = int((process / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    maps = (process / "maps").read_bytes().count(b"\n")
+    if maps > MOST_MAPS or resident > MOST_MEMORY:
         jax.clear_caches()
         gc.collect()
 
