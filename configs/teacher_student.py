@@ -17,7 +17,8 @@ of the DAVIS challenge, "MotAdapt"). FBMS: +1.2 F-measure over the best before i
 
 Variants: `full` (DAVIS, confident pixels), `teachcont` (soft labels), `baseline` (no adaptation),
 `self` (the student's own confident pixels, taught again every 5 frames), `ivos`, `ivos_cont`,
-`ivos_tasks`, `fbms` (their settings of adaptation), `tiny` (tests).
+`ivos_tasks`, `fbms` (their settings of adaptation), `small` (minutes on a few cores, on synthetic
+video), `tiny` (tests).
 """
 
 from _base import get_base_config, parse_arg, set_model_field
@@ -40,6 +41,7 @@ VARIANTS = (
     "ivos_cont",
     "ivos_tasks",
     "fbms",
+    "small",
     "tiny",
 )
 STEPS_PER_EPOCH = 2079  # frames of DAVIS-16 train, batch 1
@@ -57,6 +59,8 @@ def get_config(arg: str = "full") -> ConfigDict:
     elif variant in ("baseline", "self"):
         config.model.mode = variant
         config.model.interval = 5 if variant == "self" else 0
+    elif variant == "small":
+        small(config)
     elif variant == "tiny":
         tiny(config)
     for key, value in overrides.items():
@@ -121,8 +125,30 @@ def full() -> ConfigDict:
     return config
 
 
+def small(config: ConfigDict) -> None:
+    """Networks for real clips on a CPU, trained on synthetic video with exact flow."""
+    synthetic(config, "fast", 400)
+    model = config.model
+    model.stem = 16
+    model.widths = (16, 32, 64)
+    model.units = (1, 1, 2)
+    model.middle, model.context, model.context_units = 64, 64, 1
+    model.bottlenecks = ((32, 64, 96),)
+    model.hidden = 64
+    model.dilations = (2, 4, 6)
+    model.input_size = (240, 424)
+    model.flow_color_max = 0.0
+    model.adapt_lr = 3e-4
+    model.erosion, model.negative_distance = 7, 60.0
+    config.data.size = (120, 212)
+    config.optim.lr = model.teacher_lr = 3e-3
+    config.train.log_every = 20
+    config.train.checkpoint_every = 100
+
+
 def tiny(config: ConfigDict) -> None:
     """Every layer, stage and option of `full` at 48x64 on synthetic video with exact flow."""
+    synthetic(config, "test", 15)
     model = config.model
     model.stem = 8
     model.widths = (8, 16, 32)
@@ -133,26 +159,26 @@ def tiny(config: ConfigDict) -> None:
     model.dilations = (2, 2, 3)
     model.input_size = (48, 64)
     model.adapt_lr = 1e-3
-    model.adapt_loss_scale = 1.0
     model.erosion, model.negative_distance = 3, 8.0
-    model.student_steps = 15
-    model.teacher_steps = 15
-    model.teacher_lr = 5e-3
-    # from scratch the teacher learns better on its own than from a student that knows little
-    model.teacher_from_student = False
     config.data.size = (48, 64)
+    config.optim.lr = model.teacher_lr = 5e-3
+    config.train.log_every = 1
+    config.train.checkpoint_every = 15
 
-    synthetic = {"name": "synthetic", "weight": 1.0, "preset": "test"}
+
+def synthetic(config: ConfigDict, preset: str, steps: int) -> None:
+    """Both stages from scratch on generated video, `steps` steps each."""
+    common = {"name": "synthetic", "weight": 1.0, "preset": preset}
     config.data.train = (
-        {**synthetic, "group": "default"},
-        {**synthetic, "group": "flow", "flow": True, "clip_len": 2},
+        {**common, "group": "default"},
+        {**common, "group": "flow", "flow": True, "clip_len": 2, "label": "moving"},
     )
     config.data.eval = ()
     config.data.batch_size = 8
-
-    config.optim.lr = 5e-3
+    config.model.student_steps = config.model.teacher_steps = steps
+    # from scratch the teacher learns better on its own than from a student that knows little
+    config.model.teacher_from_student = False
+    config.model.adapt_loss_scale = 1.0
     config.optim.clip_norm = 1.0
     config.optim.freeze_bn = False
-    config.train.total_steps = 30
-    config.train.log_every = 1
-    config.train.checkpoint_every = 15
+    config.train.total_steps = 2 * steps

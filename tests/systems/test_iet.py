@@ -7,10 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from PIL import Image
 
 import uvos_jax as uvos
-from uvos_jax.errors import ConfigError
-from uvos_jax.systems.iet import bilateral, embed, propagate, propose
+from tests.cli.conftest import refused, uvos_command, write_frames  # noqa: F401
+from uvos_jax.convert.variables import save_variables
+from uvos_jax.data.flow_files import write_flo
+from uvos_jax.errors import ConfigError, ShapeError
+from uvos_jax.systems.iet import bilateral, embed, numbers, propagate, propose
 
 RNG = np.random.default_rng
 
@@ -389,6 +393,146 @@ def test_the_bilateral_configuration_trains_its_filters_alone_and_predicts():
     _, probs = jax.jit(system.predict)(variables, (), batch)
     assert probs.shape == (1, 4, 64, 64)
     assert np.all((probs >= 0) & (probs <= 1))
+
+
+# ----- numbered objects -------------------------------------------------------------------------
+
+
+class OracleSystem:
+    """Stands for an IET: a frame's red values name the rows of `table`, its embeddings."""
+
+    def __init__(self, table):
+        self.table = jnp.asarray(table, jnp.float32)
+        embedding = {"embedding": self.table.shape[1]}
+        self.config, self.spec = type("C", (), embedding), type("S", (), {"input_size": (24, 32)})
+
+    def encode(self, table, frames):
+        return table[frames[..., 0].astype(int)], None
+
+
+def painted(ids):
+    """A frame `[24,32,3]` whose red values are ids."""
+    return np.repeat(np.asarray(ids, np.uint8)[..., None], 3, axis=-1)
+
+
+def test_objects_keep_their_numbers_while_they_move_cross_and_return():
+    table = 3.0 * np.eye(5)
+    system = OracleSystem(table)
+    finder = numbers.EmbeddingNumbers(system, system.table)
+    kept = {}
+    for t in range(6):
+        ids = np.zeros((24, 32), int)
+        ids[2:12, 3 + 3 * t : 11 + 3 * t] = 1
+        if t not in (2, 3):  # hidden for two frames
+            ids[8:20, 20 - 3 * t : 28 - 3 * t] = 2
+        if t > 3:
+            ids[18:23, 24:31] = 3
+        found = finder.step(painted(ids), (ids > 0).astype(np.float32))
+        assert found.dtype == np.uint8
+        for i in np.unique(ids):
+            (number,) = np.unique(found[ids == i])
+            assert kept.setdefault(i, number) == number
+    assert kept[0] == 0
+    assert sorted(kept.values()) == [0, 1, 2, 3]
+
+
+def test_an_object_whose_embedding_drifts_is_followed():
+    start = 3.0 * np.eye(3)
+    for t in range(5):
+        table = start + t * np.array([[0.0] * 3, [0.5, 0, 0], [0, 0, 0.0]])
+        if t == 0:
+            system = OracleSystem(table)
+            finder = numbers.EmbeddingNumbers(system, None)
+        finder._variables = jnp.asarray(table, jnp.float32)
+        ids = np.zeros((24, 32), int)
+        ids[4:16, 4:16], ids[4:16, 20:30] = 1, 2
+        found = finder.step(painted(ids), (ids > 0).astype(np.float32))
+        if t == 0:
+            first = found
+    np.testing.assert_array_equal(found, first)  # 2.0 away from where it began
+
+
+def test_no_more_than_twenty_objects_are_numbered():
+    table = 3.0 * np.eye(30)
+    system = OracleSystem(table)
+    finder = numbers.EmbeddingNumbers(system, system.table)
+    seen = set()
+    for t in range(3):
+        ids = np.zeros((24, 32), int)
+        for k in range(9):
+            y, x = 8 * (k // 3), 10 * (k % 3)
+            ids[y + 1 : y + 7, x + 1 : x + 9] = 1 + k + 9 * t
+        found = finder.step(painted(ids), (ids > 0).astype(np.float32))
+        seen |= set(np.unique(found).tolist())
+    assert seen == set(range(21))
+
+
+def test_clusters_need_a_least_size_and_come_largest_first():
+    points = np.concatenate([np.zeros((4, 2)), np.full((9, 2), 5.0), np.full((2, 2), -5.0)])
+    centres = numbers.clusters(points, alike=0.5, least=3, limit=5)
+    np.testing.assert_allclose(centres, [[5, 5], [0, 0]])
+    assert len(numbers.clusters(points, alike=0.5, least=1, limit=2)) == 2
+    assert numbers.clusters(points[:0], alike=0.5, least=1, limit=2).shape == (0, 2)
+    np.testing.assert_allclose(
+        numbers.similarity(points[:1], points[12:13] / 5),
+        similarity(points[0], points[12] / 5),
+        rtol=1e-6,
+    )
+
+
+def test_proposals_decide_where_one_object_ends():
+    system = OracleSystem(3.0 * np.eye(3))
+    finder = numbers.EmbeddingNumbers(system, system.table)
+    ids = np.zeros((24, 32), int)
+    ids[2:12, 3:11], ids[2:12, 15:25] = 1, 2
+    prob = (ids > 0).astype(np.float32)
+    both = finder.step(painted(ids), prob, np.stack([ids == 1, ids == 2]))
+    assert {int(n) for n in np.unique(both)} == {0, 1, 2}
+    assert not finder.step(painted(ids), prob, np.zeros((0, 24, 32), bool)).any()
+    with pytest.raises(ShapeError, match=r"expected proposals \[N,24,32\]"):
+        finder.step(painted(ids), prob, np.zeros((1, 5, 5), bool))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """The tiny IET, not trained."""
+    config = uvos.load_config("iet:tiny")
+    path = tmp_path_factory.mktemp("iet") / "tiny.npz"
+    save_variables(uvos.build(config).init(jax.random.key(0)), path, config=config)
+    return path
+
+
+def write_flow(folder, count, size):
+    """Forward flow files of a video that moves one pixel to the right."""
+    folder.mkdir(parents=True)
+    for t in range(count):
+        write_flo(folder / f"{t:05d}.flo", np.tile(np.float32([1, 0]), (*size, 1)))
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_ids_of_instances_are_written_as_palette_pictures(tmp_path, weights, uvos_command, count):  # noqa: F811
+    size = (37, 51)
+    frames = RNG(0).integers(0, 255, (count, *size, 3)).astype(np.uint8)
+    video = write_frames(tmp_path / "walk", frames)
+    write_flow(tmp_path / "flow/walk", count, size)
+    code, _, err = uvos_command(
+        "predict", video, "--system", "iet", "--weights", weights, "--instances",
+        "--flow", tmp_path / "flow", "--out", tmp_path / "o", "--threshold", "0.3",
+    )  # fmt: skip
+    assert code == 0, err
+    files = sorted((tmp_path / "o/walk").glob("*.png"))
+    assert len(files) == count
+    for file in files:
+        picture = Image.open(file)
+        assert (picture.mode, picture.size) == ("P", size[::-1])
+        assert np.asarray(picture).max() <= numbers.MAX_OBJECTS
+
+
+def test_one_frame_has_no_flow_and_is_refused(tmp_path, weights, refused):  # noqa: F811
+    video = write_frames(tmp_path / "walk", np.zeros((1, 37, 51, 3), np.uint8))
+    line = refused("predict", video, "--weights", weights, "--out", tmp_path / "o")
+    assert "one frame" in line
+    assert not (tmp_path / "o/walk").exists()
 
 
 # ----- refusals ---------------------------------------------------------------------------------

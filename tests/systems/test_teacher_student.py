@@ -7,6 +7,9 @@ import pytest
 from scipy import ndimage
 
 import uvos_jax as uvos
+from tests.cli.conftest import refused, uvos_command, write_frames, write_mp4  # noqa: F401
+from uvos_jax.convert.variables import save_variables
+from uvos_jax.data.video_io import list_images, read_mask
 from uvos_jax.errors import ConfigError, DataError, UnsupportedError
 from uvos_jax.losses.bootstrapped import bootstrapped_cross_entropy
 from uvos_jax.ops.distance import distance_to, erode
@@ -276,3 +279,53 @@ def test_the_teacher_refuses_batches_without_flow(system, variables):
 def test_wrong_options_are_refused_by_name(field, value, message):
     with pytest.raises(ConfigError, match=message):
         uvos.build("teacher_student:tiny", **{field: value})
+
+
+# ----- command line ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def weights(variables, tmp_path_factory):
+    path = tmp_path_factory.mktemp("teacher_student") / "tiny.npz"
+    config = uvos.load_config("teacher_student:tiny")
+    config.model.adapt_steps = 3
+    save_variables(variables, path, config=config)
+    return path
+
+
+def masks_in(folder):
+    return np.stack([np.array(read_mask(p)) for p in list_images(folder)])
+
+
+def test_a_video_of_odd_size_is_taught_by_itself_by_another_or_not(
+    tmp_path, weights, uvos_command  # noqa: F811
+):  # fmt: skip
+    """Flow from `lk`; a video of one frame cannot teach itself, but can be segmented."""
+    shown = write_mp4(tmp_path / "shown.mp4", video(3, (50, 66)))
+    folder = write_frames(tmp_path / "walk", video(5, (49, 67)))
+    single = write_frames(tmp_path / "single", video(1, (49, 67)))
+    common = ("--system", "teacher_student", "--weights", weights)
+    for name, given, videos in (
+        ("own", ("--flow", "lk"), (folder, shown)),
+        ("taught", ("--flow", "lk", "--teach", shown), (folder, single)),
+        ("plain", ("--no-adapt",), (folder, single)),
+    ):
+        code, _, err = uvos_command(
+            "predict", *videos, *common, *given, "--out", tmp_path / name, "--save", "probs"
+        )
+        assert code == 0, err
+        assert masks_in(tmp_path / name / "walk").shape == (5, 49, 67)
+    assert masks_in(tmp_path / "plain/single").shape == (1, 49, 67)
+    assert masks_in(tmp_path / "own/shown").shape == (3, 50, 66)
+    shades = {n: masks_in(tmp_path / n / "probs/walk").astype(int) for n in ("taught", "plain")}
+    assert np.abs(shades["taught"] - shades["plain"]).max() > 2
+
+
+def test_what_the_command_cannot_adapt_to_is_refused(tmp_path, weights, refused):  # noqa: F811
+    single = write_frames(tmp_path / "single", video(1))
+    common = ("predict", single, "--weights", weights, "--out", tmp_path / "o", "--flow", "lk")
+    assert "one frame only" in refused(*common)
+    assert "one frame only" in refused(*common, "--teach", single)
+    assert "give one of the two" in refused(*common[:-2], "--teach", single, "--no-adapt")
+    assert "frames" in refused(*common, "--stream")
+    assert not (tmp_path / "o/single").exists()

@@ -12,7 +12,8 @@ import pytest
 import uvos_jax as uvos
 from uvos_jax import synthetic
 from uvos_jax.predict.adapt import Adapter
-from uvos_jax.train.optimizer import make_optimizer, make_schedule
+from uvos_jax.train import stages
+from uvos_jax.train.optimizer import make_schedule
 from uvos_jax.train.step import init_state, make_train_step
 
 STEPS = 150
@@ -56,23 +57,32 @@ def test_the_teacher_learns_and_the_student_learns_from_it():
         _, probs = system.predict(variables, (), {"frames": frame})
         return region_similarity(probs, mask).mean()
 
-    student, teacher = system.stages(config)
-    optimizer = make_optimizer(
-        config.optim, jax.eval_shape(system.init, jax.random.key(0))["params"]
-    )
-    state = init_state(system, 0, lambda params: optimizer)
-    before = float(teacher_j(state.variables()))
-    schedule = make_schedule(config.optim, STEPS)
-    for stage in (student, teacher):
-        run = make_train_step(system, optimizer, schedule, phase=stage.phases[0])
+    def optimizer_in(segment):
+        return lambda params: stages.optimizer_of(segment, segment.stage.phases[0], params)
+
+    # each stage with its own optimiser, rate and frozen network, as `uvos train` runs them
+    segments = stages.plan(config)
+    state = before = None
+    for segment in segments:
+        (phase,) = segment.stage.phases
+        if state is None:
+            state = init_state(system, 0, optimizer_in(segment))
+            before = float(teacher_j(state.variables()))
+        optimizer = optimizer_in(segment)(state.params)
+        state = state.replace(opt_state=optimizer.init(state.params))
+        schedule = make_schedule(segment.config.optim, segment.end - segment.start)
+        run = make_train_step(system, optimizer, schedule, phase=phase, stage_start=segment.start)
 
         @jax.jit
         def step(state, run=run):
             batch = clips(jax.random.key(1), state.step, config.data.batch_size)
             return run(state, jax.tree.map(lambda x: x[:, :1], batch))[0]
 
-        for _ in range(STEPS):
+        untouched = state.params["teacher" if phase.name == "student" else "student"]
+        for _ in range(segment.start, segment.end):
             state = step(state)
+        rested = state.params["teacher" if phase.name == "student" else "student"]
+        jax.tree.map(np.testing.assert_array_equal, untouched, rested)
     variables = state.variables()
     after = float(teacher_j(variables))
 

@@ -71,6 +71,12 @@ PRESETS: dict[str, Preset] = {
     "iet": Preset(
         _pair((1, 3), (67, 3, 4)), stretch=False, source="Li et al. 2018, implementation details"
     ),
+    "teacher_student": Preset(
+        _pair((0.2209, 1.2485), (22.376, 7.7025, 1.4033)),
+        iterations=12,
+        stretch=False,
+        source="crf_davis.py@MSiam/motion_adaptation",
+    ),
     # Disabled in the released code; no published number was made with it.
     "f2net": Preset(_pair((3, 3), (10, 1, 5)), source="unused settings in F2Net's code"),
 }
