@@ -126,7 +126,7 @@ def full() -> ConfigDict:
 
 
 def small(config: ConfigDict) -> None:
-    """Networks for real clips on a CPU, trained on synthetic video with exact flow."""
+    """Networks small enough for a CPU, on synthetic video; not shown to learn, see the docs."""
     synthetic(config, "fast", 400)
     model = config.model
     model.stem = 16

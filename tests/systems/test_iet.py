@@ -10,7 +10,7 @@ from jax import lax
 from PIL import Image
 
 import uvos_jax as uvos
-from tests.cli.conftest import refused, uvos_command, write_frames  # noqa: F401
+from tests.cli.conftest import uvos_command, write_frames  # noqa: F401
 from uvos_jax.convert.variables import save_variables
 from uvos_jax.data.flow_files import write_flo
 from uvos_jax.errors import ConfigError, ShapeError
@@ -528,11 +528,12 @@ def test_ids_of_instances_are_written_as_palette_pictures(tmp_path, weights, uvo
         assert np.asarray(picture).max() <= numbers.MAX_OBJECTS
 
 
-def test_one_frame_has_no_flow_and_is_refused(tmp_path, weights, refused):  # noqa: F811
+def test_a_single_frame_is_taken_not_to_move(tmp_path, weights, uvos_command, caplog):  # noqa: F811
     video = write_frames(tmp_path / "walk", np.zeros((1, 37, 51, 3), np.uint8))
-    line = refused("predict", video, "--weights", weights, "--out", tmp_path / "o")
-    assert "one frame" in line
-    assert not (tmp_path / "o/walk").exists()
+    code, _, err = uvos_command("predict", video, "--weights", weights, "--out", tmp_path / "o")
+    assert code == 0, err
+    assert "taken not to move" in caplog.text
+    assert len(list((tmp_path / "o/walk").glob("*.png"))) == 1
 
 
 # ----- refusals ---------------------------------------------------------------------------------
