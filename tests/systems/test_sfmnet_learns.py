@@ -1,8 +1,8 @@
 """The tiny SfM-Net learns on ray-cast scenes; held-out scenes are scored against trivial guesses.
 
-What a few hundred steps from scratch teach is depth, which one frame shows, and part of the flow.
-Camera and moving masks have to be read from how two frames of random texture differ: of those only
-a beginning is seen, and is all that is asked for.
+The goals are not reached yet: what a few hundred steps from scratch teach is depth, which one frame
+shows, and part of the flow; camera and moving masks have to be read from how two frames of random
+texture differ.
 
 Depth: mean absolute error of log depth, against the training set's mean log depth everywhere.
 Camera: translation and rotation error, against a camera that stands still. Masks: J of the moving
@@ -21,10 +21,9 @@ from uvos_jax.train.step import init_state, make_train_step
 
 STEPS = 400
 CLIPS = 64
-#: What may be left of the trivial predictors' errors, and how far J has to lie above theirs
-#: (measured: 0.76, 0.78, 0.95, 0.95, and 0.19 against 0.16).
-SHARES = {"depth": 0.85, "flow": 0.85, "translation": 0.98, "rotation": 0.98}
-J_MARGIN = 0.01
+#: What may be left of the trivial predictors' errors, and how far J has to lie above theirs.
+SHARES = {"depth": 0.7, "flow": 0.7, "translation": 0.9}
+J_MARGIN = 0.2
 
 
 def scores(system, variables, batch):
@@ -64,7 +63,11 @@ def trivial(batch, mean_log_depth):
 
 
 @pytest.mark.learns
-def test_depth_and_flow_are_learned_and_camera_and_masks_begin_to_be():
+@pytest.mark.xfail(
+    strict=True,
+    reason="reached: depth 0.76, flow 0.78, translation 0.95 of the trivial errors, J 0.03 above",
+)
+def test_depth_pose_flow_and_masks_beat_trivial_predictors():
     config = uvos.load_config("sfmnet:tiny")
     config.optim.schedule.warmup_steps = 20
     system = uvos.build(config)
