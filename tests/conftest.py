@@ -31,6 +31,15 @@ import pytest
 MOST_MAPS, MOST_MEMORY = 20_000, 3 * 2**30
 
 
+#: Tests of the registry that compile a whole training step, and the systems that always run them;
+#: for the others they are `slow`.
+LONG = (
+    "test_loss_on_eight_devices_equals_one_device",
+    "test_bfloat16_compute_keeps_float32_parameters_and_loss",
+)
+ALWAYS = ("cosnet", "pdb_convlstm", "matnet", "mpnet", "sfmnet", "iet")
+
+
 def pytest_configure(config):
     """Workers and the commands they start share what they compile, for this run only."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -53,7 +62,10 @@ def pytest_collection_modifyitems(items):
     for item in items:
         group = item.nodeid.partition("::")[0]
         if group.endswith("test_registry_systems.py"):
-            group += item.callspec.params["name"]
+            name = item.callspec.params["name"]
+            group += name
+            if item.originalname in LONG and name not in ALWAYS:
+                item.add_marker(pytest.mark.slow)
         item.add_marker(pytest.mark.xdist_group(group))
 
 

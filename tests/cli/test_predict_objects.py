@@ -144,6 +144,7 @@ def test_agnn_numbers_the_first_frames_objects_and_follows_them(tmp_path, agnn, 
     assert Image.open(tmp_path / "o/v/00000.png").mode == "P"
 
 
+@pytest.mark.slow
 def test_agnn_takes_the_parts_of_the_foreground_without_proposals(tmp_path, agnn, uvos_command):
     folder = write_frames(tmp_path / "v", scene(1, SIZE))  # one frame: no flow is needed
     code, _, _ = uvos_command(

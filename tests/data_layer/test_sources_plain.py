@@ -166,6 +166,7 @@ def test_folders_of_stills_can_be_named(tmp_path):
     np.testing.assert_array_equal(made[2]["masks"][0], mask(2, 1))
 
 
+@pytest.mark.slow
 def test_generated_clips_are_addressable_and_repeatable():
     fields = {"preset": "test", "size": (32, 48), "clip_len": 2, "flow": True, "length": 5}
     made = sources.make_source("synthetic", **fields)

@@ -21,6 +21,9 @@ from uvos_jax.convert.variables import flatten
 from uvos_jax.errors import CheckpointError, UnsupportedError
 from uvos_jax.modules.graph import MessagePassing
 
+#: Full size: minutes in all.
+pytestmark = pytest.mark.slow
+
 DATA = Path(__file__).resolve().parents[1] / "data"
 NAMES = {k: tuple(v) for k, v in json.loads((DATA / "agnn_names.json").read_text()).items()}
 SIZE = (241, 241)

@@ -21,6 +21,9 @@ from uvos_jax.convert.official import to_official
 from uvos_jax.convert.variables import flatten
 from uvos_jax.errors import CheckpointError, UnsupportedError
 
+#: Full size: minutes in all.
+pytestmark = pytest.mark.slow
+
 DATA = Path(__file__).resolve().parents[1] / "data"
 NAMES = {k: tuple(v) for k, v in json.loads((DATA / "ags_names.json").read_text()).items()}
 SIZE = (65, 65)

@@ -23,6 +23,9 @@ from uvos_jax.ops import centres
 from uvos_jax.ops.resize import resize_bilinear
 from uvos_jax.systems import f2net
 
+#: Full size: minutes in all.
+pytestmark = pytest.mark.slow
+
 DATA = Path(__file__).resolve().parents[1] / "data"
 NAMES = {k: tuple(v) for k, v in json.loads((DATA / "f2net_names.json").read_text()).items()}
 

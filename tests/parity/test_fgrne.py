@@ -22,6 +22,9 @@ from uvos_jax.systems.fgrne import (
     resample,
 )
 
+#: Full size: minutes in all.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def exact():

@@ -26,6 +26,9 @@ from uvos_jax.errors import CheckpointError, ConfigError, UnsupportedError
 from uvos_jax.ops.resize import resize_bilinear
 from uvos_jax.systems.fusionseg import MaxFusion, Stream, SumFusion
 
+#: Full size: minutes in all.
+pytestmark = pytest.mark.slow
+
 DATA = Path(__file__).resolve().parents[1] / "data"
 NAMES = json.loads((DATA / "fusionseg_names.json").read_text())
 SIZE = (65, 73)

@@ -23,6 +23,9 @@ from uvos_jax.errors import CheckpointError, UnsupportedError
 from uvos_jax.ops.resize import resize_bilinear
 from uvos_jax.systems.matnet.encoder import ScaleSensitiveAttention, Transition, TransitionStep
 
+#: Full size: minutes in all.
+pytestmark = pytest.mark.slow
+
 DATA = Path(__file__).resolve().parents[1] / "data"
 NAMES = {k: tuple(v) for k, v in json.loads((DATA / "matnet_names.json").read_text()).items()}
 #: The plain rule explodes; these parts are damped.

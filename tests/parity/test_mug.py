@@ -24,6 +24,9 @@ from uvos_jax.ops.saliency import _graph, manifold_ranking_saliency, rank_nodes,
 from uvos_jax.systems.mug import granularity as gran
 from uvos_jax.systems.mug import propagation
 
+#: Full size: minutes in all.
+pytestmark = pytest.mark.slow
+
 DATA = Path(__file__).resolve().parents[1] / "data"
 relu = npl.relu
 

@@ -22,6 +22,9 @@ from uvos_jax.errors import CheckpointError, ConfigError
 from uvos_jax.losses.bootstrapped import bootstrapped_cross_entropy
 from uvos_jax.ops.resize import resize_nearest
 
+#: Full size: minutes in all.
+pytestmark = pytest.mark.slow
+
 DATA = Path(__file__).resolve().parents[1] / "data"
 NAMES = json.loads((DATA / "teacher_student_names.json").read_text())
 SIZE = (48, 57)

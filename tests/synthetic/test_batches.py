@@ -34,6 +34,7 @@ def test_batches_are_slices_of_one_endless_set(batch, source):
     assert not np.array_equal(batch["video"][0], batch["video"][1])
 
 
+@pytest.mark.slow
 def test_a_batch_sharded_over_eight_devices_is_the_same(batch):
     assert jax.device_count() >= 8, "tests run on eight simulated devices"
     mesh = Mesh(np.asarray(jax.devices()[:8]), ("data",))

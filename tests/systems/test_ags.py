@@ -163,6 +163,7 @@ def test_ablations_leave_their_part_out(variants, overrides):
 # ----- training -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_videos_teach_attention_and_stills_both(variants):
     system, variables = variants()
     _, gradient = value_and_gradient(system, variables, clip(3), "attention")
@@ -175,6 +176,7 @@ def test_videos_teach_attention_and_stills_both(variants):
     assert moved(gradient) == set(variables["params"])
 
 
+@pytest.mark.slow
 def test_without_fixations_attention_learns_from_the_mask_alone(variants):
     system, variables = variants()
     unseen = {**clip(1), "fixations": jnp.zeros((1, 1, *SIZE))}
