@@ -66,7 +66,8 @@ def test_pairs_with_a_frame_that_is_not_real_do_not_count(system, variables):
     @jax.jit
     def loss(valid):
         outputs, _ = system.apply(variables, batch, train=True)
-        return system.loss_fn(outputs, {**batch, "valid": valid}, step=150)
+        half = system.config.sparsity_ramp // 2
+        return system.loss_fn(outputs, {**batch, "valid": valid}, step=half)
 
     both = loss(jnp.ones((2, 2), bool))
     first = loss(jnp.asarray([[True, True], [True, False]]))
