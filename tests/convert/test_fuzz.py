@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.convert.test_torch_file import FILES, as_stream, as_zip, tensor_pickle
+from tests.convert.writers import block, field, varint
 from uvos_jax.convert.bounds import COMPRESSED, CONSTANT, FACTOR
 from uvos_jax.convert.caffe_file import read_caffe
 from uvos_jax.convert.tf_file import read_tensorflow
@@ -246,20 +247,10 @@ def test_arrays_larger_than_their_file_are_refused(tmp_path):
 
 
 def test_a_table_whose_blocks_overlap_is_refused(tmp_path):
-    def varint(n):
-        out = b""
-        while n >= 128:
-            out, n = out + bytes([n & 127 | 128]), n >> 7
-        return out + bytes([n])
-
-    def block(entries):
-        body = b"".join(b"\x00" + varint(len(k)) + varint(len(v)) + k + v for k, v in entries)
-        return body + struct.pack("<II", 0, 1) + b"\x00" + bytes(4)
-
-    data = block([(b"%06d" % i, b"") for i in range(20_000)])
-    handle = varint(0) + varint(len(data) - 5)
-    index = block([(b"%06d" % i, handle) for i in range(20_000)])
-    footer = bytes(2) + varint(len(data)) + varint(len(index) - 5)
+    body, data = block([(b"%06d" % i, b"") for i in range(20_000)])
+    handle = varint(0) + varint(len(body))
+    body, index = block([(b"%06d" % i, handle) for i in range(20_000)])
+    footer = bytes(2) + varint(len(data)) + varint(len(body))
     footer = footer.ljust(40, b"\0") + struct.pack("<Q", 0xDB4775248B80FB57)
     (tmp_path / "net.ckpt").write_bytes(data + index + footer)
     refused(tmp_path / "net.ckpt", read_tensorflow)
@@ -267,12 +258,6 @@ def test_a_table_whose_blocks_overlap_is_refused(tmp_path):
 
 def test_long_names_are_not_joined_without_end(tmp_path):
     name = b"n" * 100_000
-
-    def field(number, content):
-        out, n = bytes([number << 3 | 2]) if number < 16 else b"\xa2\x06", len(content)
-        while n >= 128:
-            out, n = out + bytes([n & 127 | 128]), n >> 7
-        return out + bytes([n]) + content
 
     layer = field(1, name) + field(7, field(5, b"")) * 20_000
     (tmp_path / "net.caffemodel").write_bytes(field(100, layer))

@@ -9,18 +9,19 @@ import numpy as np
 from uvos_jax.convert.tf_file import crc32c
 
 
-def _varint(n):
+def varint(n):
+    """A number in the wire format of protocol buffers."""
     out = b""
     while n >= 128:
         out, n = out + bytes([n & 127 | 128]), n >> 7
     return out + bytes([n])
 
 
-def _field(number, content):
+def field(number, content):
     """A number, or a length-delimited field."""
     if isinstance(content, int):
-        return _varint(number << 3) + _varint(content)
-    return _varint(number << 3 | 2) + _varint(len(content)) + content
+        return varint(number << 3) + varint(content)
+    return varint(number << 3 | 2) + varint(len(content)) + content
 
 
 # ----- Caffe ----------------------------------------------------------------------------------
@@ -34,15 +35,15 @@ def write_caffe(path, arrays):
         layers.setdefault(layer, {})[int(index)] = x
 
     def blob(x):
-        dims = b"".join(_varint(n) for n in x.shape)
-        return _field(7, _field(1, dims)) + _field(5, np.ascontiguousarray(x, "<f4").tobytes())
+        dims = b"".join(varint(n) for n in x.shape)
+        return field(7, field(1, dims)) + field(5, np.ascontiguousarray(x, "<f4").tobytes())
 
     with open(path, "wb") as file:
-        file.write(_field(1, b"net"))
+        file.write(field(1, b"net"))
         for layer, found in layers.items():
             whole = [found.get(i, np.zeros(1)) for i in range(max(found) + 1)]
-            blobs = b"".join(_field(7, blob(x)) for x in whole)
-            file.write(_field(100, _field(1, layer.encode()) + _field(2, b"Layer") + blobs))
+            blobs = b"".join(field(7, blob(x)) for x in whole)
+            file.write(field(100, field(1, layer.encode()) + field(2, b"Layer") + blobs))
 
 
 # ----- PyTorch --------------------------------------------------------------------------------
@@ -103,7 +104,7 @@ def write_torch7(path, layers):
 
     made = []
     for i, (name, fields) in enumerate(layers, start=1):
-        entries = [(string(field), tensor(x)) for field, x in fields.items()]
+        entries = [(string(key), tensor(x)) for key, x in fields.items()]
         made.append((struct.pack("<id", 1, i), torch(f"nn.{name}", table(entries))))
     content = torch("nn.Sequential", table([(string("modules"), table(made))]))
     path.write_bytes(content)
@@ -112,26 +113,27 @@ def write_torch7(path, layers):
 # ----- TensorFlow 1 ---------------------------------------------------------------------------
 
 
-def _block(entries):
-    body = b"".join(b"\x00" + _varint(len(k)) + _varint(len(v)) + k + v for k, v in sorted(entries))
+def block(entries):
+    """Body of a table's block, and the block as stored."""
+    body = b"".join(b"\x00" + varint(len(k)) + varint(len(v)) + k + v for k, v in sorted(entries))
     body += struct.pack("<II", 0, 1)
     return body, body + b"\x00" + struct.pack("<I", zlib.crc32(body))  # not looked at
 
 
 def write_tensorflow(prefix, arrays):
     """A V2 checkpoint: `prefix.index` and one data file."""
-    entries, data = [(b"", _field(1, 1))], b""
+    entries, data = [(b"", field(1, 1))], b""
     for name, x in arrays.items():
         raw = np.ascontiguousarray(x, "<f4").tobytes()
         crc = crc32c(raw)
         masked = (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
-        shape = b"".join(_field(2, _field(1, n)) for n in x.shape)
-        value = _field(1, 1) + _field(2, shape) + _field(4, len(data)) + _field(5, len(raw))
+        shape = b"".join(field(2, field(1, n)) for n in x.shape)
+        value = field(1, 1) + field(2, shape) + field(4, len(data)) + field(5, len(raw))
         entries.append((name.encode(), value + b"\x35" + struct.pack("<I", masked)))
         data += raw
-    body, block = _block(entries)
-    index_body, index = _block([(b"\xff", _varint(0) + _varint(len(body)))])
-    footer = _varint(0) * 2 + _varint(len(block)) + _varint(len(index_body))
+    body, whole = block(entries)
+    index_body, index = block([(b"\xff", varint(0) + varint(len(body)))])
+    footer = varint(0) * 2 + varint(len(whole)) + varint(len(index_body))
     footer = footer.ljust(40, b"\0") + struct.pack("<Q", 0xDB4775248B80FB57)
     prefix.with_name(prefix.name + ".data-00000-of-00001").write_bytes(data)
-    prefix.with_name(prefix.name + ".index").write_bytes(block + index + footer)
+    prefix.with_name(prefix.name + ".index").write_bytes(whole + index + footer)
