@@ -248,3 +248,35 @@ def test_a_curriculum_starts_easy_and_ends_as_configured():
     assert end == CONFIG
     assert start.motion == pytest.approx(CONFIG.motion / 3)
     assert (start.contrast, start.camouflage, start.static_camera) == (0.8, 0.0, 0.6)
+
+
+OUTDOOR = synthetic.config("outdoor", height=64, width=96, frames=3, ground=1.0, restless=1.0)
+
+
+def test_the_ground_moves_by_pan_over_depth_and_is_nearer_below():
+    scene = synthetic.sample_scene(jax.random.key(3), OUTDOOR)
+    pan = np.asarray([5.0, 0.0], np.float32)
+    scene = edited(scene, camera={"pan": pan}, objects_still=True)
+    record = synthetic.render(scene, None, OUTDOOR, ("flow_fw", "flow_bw", "depth", "mask"))
+    expected = -pan / np.asarray(record["depth"])[..., None]
+    np.testing.assert_allclose(record["flow_fw"], expected, atol=1e-3)
+    np.testing.assert_allclose(record["flow_bw"], -expected, atol=1e-3)
+    ground = np.asarray(record["depth"])[1].max(axis=1)  # nothing is further away
+    assert ground[0] > 1.2 * ground[-1]
+
+
+def test_motion_over_restless_ground_is_undone_exactly():
+    x = pixel_grid(OUTDOOR)[::4, ::4]
+
+    @jax.jit
+    def back_and_forth(scene, t):
+        layer = jax.tree.map(lambda v: v[0], scene["layers"])
+        u = motion.image_to_layer(layer, scene["camera"], x, t)
+        return motion.layer_to_image(layer, scene["camera"], u, t), layer["shear_amplitude"]
+
+    for seed in range(6):
+        scene = synthetic.sample_scene(jax.random.key(seed), OUTDOOR)
+        for t in (-1.0, 0.5, 4.0):
+            there, amplitude = back_and_forth(scene, t)
+            assert np.abs(amplitude).min() > 0
+            np.testing.assert_allclose(there, x, atol=2e-3)

@@ -33,6 +33,12 @@ class SceneConfig:
       motion: factor on all speeds (curriculum).
       contrast, camouflage: probability that objects stand out from, or look like, the background.
       static_camera, follow_camera, shake: probabilities.
+      follow_slack: a following camera is up to this share of the object's motion ahead or behind.
+      ground: probability that the background is an inclined plane: near below, far above.
+      roughness, tile_contrast: ranges of the noise textures' spectral exponent (small is fine
+        detail) and strength.
+      foreground: probability that the occluder lies along the lower border instead of standing.
+      restless: probability that the background itself ripples, as water and leaves do.
     """
 
     height: int = 240
@@ -66,6 +72,12 @@ class SceneConfig:
     leaves_frame: float = 0.15
     thin: float = 0.15
     moving_threshold: float = 0.003
+    follow_slack: float = 0.0
+    ground: float = 0.0
+    restless: float = 0.0
+    foreground: float = 0.0
+    roughness: tuple[float, float] = (0.8, 1.8)
+    tile_contrast: tuple[float, float] = (0.25, 1.0)
 
     @property
     def layers(self) -> int:
@@ -125,6 +137,36 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "shadows": False,
         "object_counts": (0.7, 0.3),
     },
+    # Scenes as amateurs film them: the camera mostly follows, there is ground below, water and
+    # leaves ripple. For networks that see motion alone.
+    "outdoor": {
+        "height": 128,
+        "width": 224,
+        "frames": 3,
+        "distractors": 2,
+        "objects": 2,
+        "limbs": 2,
+        "parts": 2,
+        "cells": 10,
+        "tile": 64,
+        "blur_samples": 1,
+        "shadows": False,
+        "object_counts": (0.75, 0.25),
+        "area": (0.01, 0.5),
+        "static_camera": 0.15,
+        "follow_camera": 0.5,
+        "follow_slack": 0.3,
+        "shake": 0.5,
+        "ground": 0.6,
+        "restless": 0.2,
+        "articulation": 0.6,
+        "deformation": 0.7,
+        "occlusion": 0.3,
+        "foreground": 0.6,
+        "camera_speed": 0.06,
+        "roughness": (0.4, 1.2),
+        "tile_contrast": (0.6, 1.0),
+    },
     "test": {
         "height": 64,
         "width": 96,
@@ -143,7 +185,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
 
 
 def config(name: str = "default", **changes: Any) -> SceneConfig:
-    """A named preset (`default`, `fast`, `test`) with fields changed.
+    """A named preset (`default`, `fast`, `outdoor`, `test`) with fields changed.
 
     Raises:
       ConfigError: unknown preset or field.

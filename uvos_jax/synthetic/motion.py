@@ -104,23 +104,41 @@ def camera_at(camera: Layer, t: jax.Array) -> tuple[jax.Array, jax.Array, jax.Ar
     return smooth + shake + follow, camera["zoom"] * t, camera["roll"] * t
 
 
-def view(camera: Layer, z: jax.Array, p: jax.Array, t: jax.Array) -> jax.Array:
-    """C: world coordinates of a layer at depth z to the image."""
+def view(camera: Layer, layer: Layer, p: jax.Array, t: jax.Array) -> jax.Array:
+    """C: world coordinates of a layer to the image.
+
+    A pan moves a point by pan times its inverse depth, which grows downwards on an inclined layer
+    (`tilt`, per pixel). Vertical pans stretch such a layer by an exponential, which is invertible
+    for any pan and agrees with the plane's homography to first order.
+    """
     pan, zoom, roll = camera_at(camera, t)
-    return _rotate((p - pan / z) * jnp.exp(zoom / z), roll)
+    z, tilt = layer["z"], layer["tilt"]
+    x = p[..., 0] - pan[0] * (1 / z + tilt * p[..., 1])
+    y = p[..., 1] * jnp.exp(-tilt * pan[1]) - pan[1] / z
+    return _rotate(jnp.stack([x, y], axis=-1) * jnp.exp(zoom / z), roll)
 
 
-def unview(camera: Layer, z: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
+def unview(camera: Layer, layer: Layer, x: jax.Array, t: jax.Array) -> jax.Array:
     """Inverse of `view`."""
     pan, zoom, roll = camera_at(camera, t)
-    return _rotate(x, -roll) * jnp.exp(-zoom / z) + pan / z
+    z, tilt = layer["z"], layer["tilt"]
+    p = _rotate(x, -roll) * jnp.exp(-zoom / z)
+    y = (p[..., 1] + pan[1] / z) * jnp.exp(tilt * pan[1])
+    return jnp.stack([p[..., 0] + pan[0] * (1 / z + tilt * y), y], axis=-1)
+
+
+def depth(camera: Layer, layer: Layer, x: jax.Array, t: jax.Array) -> jax.Array:
+    """Depth `[...]` of a layer at image points; beyond the horizon ten times that of its middle."""
+    return 1 / jnp.maximum(
+        1 / layer["z"] + layer["tilt"] * unview(camera, layer, x, t)[..., 1], 0.1 / layer["z"]
+    )
 
 
 def layer_to_image(layer: Layer, camera: Layer, u: jax.Array, t: jax.Array) -> jax.Array:
     """Canonical coordinates `[...,2]` to centred image coordinates at time t."""
-    return view(camera, layer["z"], place(layer, deform(layer, u, t), t), t)
+    return view(camera, layer, place(layer, deform(layer, u, t), t), t)
 
 
 def image_to_layer(layer: Layer, camera: Layer, x: jax.Array, t: jax.Array) -> jax.Array:
     """Centred image coordinates `[...,2]` to canonical coordinates at time t; exact inverse."""
-    return undeform(layer, unplace(layer, unview(camera, layer["z"], x, t), t), t)
+    return undeform(layer, unplace(layer, unview(camera, layer, x, t), t), t)

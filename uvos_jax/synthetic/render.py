@@ -73,7 +73,7 @@ def _frame(scene: dict, t: jax.Array, cfg: SceneConfig, wanted: frozenset[str]) 
         new = {**carry, "next": index + 1}
         new["layer"] = jnp.where(on_top, index, carry["layer"])
         new["id"] = jnp.where(on_top, layer["id"], carry["id"])
-        new["depth"] = jnp.where(on_top, layer["z"], carry["depth"])
+        new["depth"] = jnp.where(on_top, motion.depth(camera, layer, x, t), carry["depth"])
         if need_color:
             color = textures.surface_color(layer["texture"], u)
             # Rounded look: darker towards the rim, lighter towards the sun.

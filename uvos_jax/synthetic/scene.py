@@ -223,6 +223,7 @@ def _layer(
         "shape": _shape(d, cfg, extent, thin),
         "texture": _texture(d, cfg, extent, palette, tile),
         "z": jnp.ones(()),
+        "tilt": jnp.zeros(()),
         "id": jnp.zeros((), jnp.int32),
         "active": jnp.ones(()),
         "everywhere": jnp.asarray(1.0 if kind == BACKGROUND else 0.0),
@@ -302,14 +303,22 @@ def sample_scene(key: jax.Array, cfg: SceneConfig) -> dict[str, Any]:
         keys[2],
         cfg.layers,
         cfg.tile,
-        d.uniform(0.8, 1.8, (cfg.layers,)),
-        d.uniform(0.25, 1.0, (cfg.layers,)),
+        d.uniform(*cfg.roughness, (cfg.layers,)),
+        d.uniform(*cfg.tile_contrast, (cfg.layers,)),
     )
     numbers = 220 + 40 * cfg.parts + 8 * cfg.cells  # draws of one layer
     policy = d.choice((cfg.contrast, max(1 - cfg.contrast - cfg.camouflage, 0.0), cfg.camouflage))
     palette = _palette(d)
     background = _layer(d, cfg, BACKGROUND, palette, tiles[0], 0.75 * max(H, W))
     background["z"] = d.uniform(4.0, 8.0)
+    # Drawn apart, so that scenes without these are what they were before there were any.
+    extra = Draws(jax.random.fold_in(keys[0], 1), 40)
+    slope = extra.chance(cfg.ground) * extra.uniform(0.2, 1.0)
+    background["tilt"] = slope / (background["z"] * 0.5 * H)
+    background.update(
+        _shears(extra, extra.uniform(0.05, 0.4) * diagonal, extra.chance(cfg.restless) * cfg.motion)
+    )
+    slack = extra.uniform(1 - cfg.follow_slack, 1 + cfg.follow_slack)
     groups, first = [jax.tree.map(lambda x: x[None], background)], 1
 
     def group(kind_of_layer, count: int):
@@ -396,6 +405,12 @@ def sample_scene(key: jax.Array, cfg: SceneConfig) -> dict[str, Any]:
         layer["center"] = jnp.stack([beside, 0.2 * H * d.uniform(-1.0, 1.0)])
         layer["z"] = d.uniform(0.8, 1.0)
         layer["active"] = d.chance(cfg.occlusion)
+        lies = d.chance(cfg.foreground)
+        below = jnp.stack([0.2 * W * d.uniform(-1.0, 1.0), 0.5 * H * d.uniform(0.85, 1.1)])
+        flat = jnp.stack([jnp.asarray(2.0), d.uniform(0.15, 0.4)])
+        layer["center"] = jnp.where(lies > 0, below, layer["center"])
+        layer["shape"]["stretch"] = jnp.where(lies > 0, flat, layer["shape"]["stretch"])
+        layer["z"] = jnp.where(lies > 0, d.uniform(1.0, 3.0), layer["z"])
         layer["id"] = (cfg.objects + cfg.distractors + 1 + i).astype(jnp.int32)
         return layer
 
@@ -405,6 +420,7 @@ def sample_scene(key: jax.Array, cfg: SceneConfig) -> dict[str, Any]:
     target = {name: objects[name][0] for name in _still()}
     camera_key, noise_key = jax.random.split(keys[3])
     camera = _camera(d, camera_key, cfg, diagonal, target, objects["z"][0])
+    camera["follow"] = slack * camera["follow"]
     stacked = jax.tree.map(lambda *x: jnp.concatenate(x), *groups)
     order = jnp.argsort(-jnp.where(stacked["everywhere"] > 0, jnp.inf, stacked["z"]))
     ids = 1 + cfg.objects + cfg.distractors + cfg.occluders
