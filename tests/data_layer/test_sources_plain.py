@@ -6,6 +6,7 @@ import pytest
 from tests.data_layer import dataset_trees as trees
 from tests.data_layer.dataset_trees import H, W, mask
 from uvos_jax.data import sources
+from uvos_jax.data.flow_files import write_flo, write_meta
 from uvos_jax.data.schema import validate_example
 from uvos_jax.data.sources.video import reflect
 from uvos_jax.errors import ConfigError, DataError, ShapeError
@@ -186,3 +187,17 @@ def test_stills_move_differently_every_time(tmp_path):
         one["frames"], two["frames"]
     )
     np.testing.assert_array_equal(made.sample(2, np.random.default_rng(0))["frames"], one["frames"])
+
+
+def test_clips_may_start_at_frames_with_flow_only(tmp_path):
+    root = clips(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / "flow" / name).mkdir(parents=True)
+        for i in range(1, 4):
+            write_flo(tmp_path / "flow" / name / f"{i:05d}.flo", np.full((H, W, 2), i, np.float32))
+    write_meta(tmp_path / "flow", {"direction": "backward"})
+    made = folder(root, sequences=("a", "b"), flow="flow", flow_direction="backward", clips="flow")
+    assert len(made) == 6
+    assert all(made[i]["flow_valid"].all() for i in range(6))
+    with pytest.raises(DataError, match="has an annotated frame with flow"):
+        folder(root, sequences=("a", "b"), clips="flow")

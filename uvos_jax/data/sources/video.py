@@ -14,6 +14,7 @@ from uvos_jax.data.sources.annotations import read_annotation
 from uvos_jax.data.video_io import list_images, read_image, read_mask
 from uvos_jax.errors import ConfigError, DataError, ShapeError
 
+CLIPS = ("frames", "annotated", "flow", "sequences")
 SAMPLINGS = ("consecutive", "pair", "reference", "segments")
 
 
@@ -55,8 +56,8 @@ class VideoSource:
         a random place, then one frame from each of the `clip_len - 3` equal parts of the sequence
         (MuG's training), whatever i is.
       binary: masks become 0/1 (255 stays void).
-      clips: `frames`, one index per frame; `annotated`, one per frame that has a mask;
-        `sequences`, one index per sequence, whole.
+      clips: `frames`, one index per frame; `annotated`, one per frame that has a mask; `flow`, one
+        per frame that has a mask and flow; `sequences`, one index per sequence, whole.
     """
 
     ACCEPTS: ClassVar[frozenset[str]] = frozenset({"clip_len", "stride", "sampling"})
@@ -69,7 +70,7 @@ class VideoSource:
         stride: int = 1,
         sampling: Literal["consecutive", "pair", "reference", "segments"] = "consecutive",
         binary: bool = True,
-        clips: Literal["frames", "annotated", "sequences"] = "frames",
+        clips: Literal["frames", "annotated", "flow", "sequences"] = "frames",
     ):
         if sampling not in SAMPLINGS:
             raise ConfigError(f"sampling {sampling!r} is unknown: use one of {SAMPLINGS}")
@@ -79,10 +80,8 @@ class VideoSource:
             raise ConfigError(
                 f"sampling 'segments' needs clips of 4 frames or more, not {clip_len}"
             )
-        if clips not in ("frames", "annotated", "sequences"):
-            raise ConfigError(
-                f"clips {clips!r} is unknown: use 'frames', 'annotated' or 'sequences'"
-            )
+        if clips not in CLIPS:
+            raise ConfigError(f"clips {clips!r} is unknown: use one of {CLIPS}")
         self.sequences, self.binary = sequences, binary
         #: Decoded frames and masks; the pipeline puts a larger one here (`data.cache_gb`).
         self.cache = DecodedFiles()
@@ -95,11 +94,12 @@ class VideoSource:
                 for s, q in enumerate(sequences)
                 for i, mask in enumerate(q.masks)
                 if clips == "frames" or mask is not None
+                if clips != "flow" or (q.flow and q.flow[i] is not None)
             ]
         if not self.index:
             raise DataError(
-                f"none of the {len(sequences)} sequences has an annotated frame: use "
-                "clips='frames' for frames without masks"
+                f"none of the {len(sequences)} sequences has an annotated frame"
+                f"{' with flow' if clips == 'flow' else ''}: use clips='frames' for frames without"
             )
 
     def __len__(self) -> int:
