@@ -19,6 +19,7 @@ import sys
 import time
 from pathlib import Path
 
+from uvos_jax.cli.common import parse_shard
 from uvos_jax.cli.flow import add_flow_options
 from uvos_jax.cli.predict import expand, unique_names
 from uvos_jax.errors import ConfigError, UvosError
@@ -44,15 +45,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    try:
-        index, count = (int(n) for n in args.shard.split("/"))
-    except ValueError:
-        index, count = 0, 0
-    if not 0 <= index < count or args.processes < 1:
-        raise ConfigError(
-            f"--shard {args.shard} --processes {args.processes}: expected I/N with 0 <= I < N, and "
-            "at least one process"
-        )
+    index, count = parse_shard(args.shard)
+    if args.processes < 1:
+        raise ConfigError(f"--processes must be at least 1, got {args.processes}")
     videos = expand(args.frames)
     names = unique_names(videos)
     out = open_folder(

@@ -200,3 +200,23 @@ def test_an_impossible_threshold_is_refused(tmp_path, weights, refused):
     line = refused("predict", folder, "--weights", weights, "--threshold", "3")
     assert "threshold" in line
     assert "3" in line
+
+
+def test_shards_and_processes_share_the_videos_of_a_corpus(
+    tmp_path, weights, uvos_command, refused
+):
+    for i in range(5):
+        write_frames(tmp_path / "corpus" / f"v{i}", scene(2, (36, 50), seed=i))
+    command = ("predict", tmp_path / "corpus", "--weights", weights, "--out", tmp_path / "o")
+    code, _, _ = uvos_command(*command, "--shard", "1/2")
+    assert code == 0
+    assert sorted(p.name for p in (tmp_path / "o").iterdir()) == ["v1", "v3"]
+    first = {p: p.stat().st_mtime_ns for p in (tmp_path / "o").rglob("*.png")}
+    code, _, _ = uvos_command(*command, "--skip-existing", "--processes", "2")
+    assert code == 0
+    assert sorted(p.name for p in (tmp_path / "o").iterdir()) == [f"v{i}" for i in range(5)]
+    assert all(p.stat().st_mtime_ns == then for p, then in first.items())  # nothing done twice
+    for i in range(5):
+        assert len(list((tmp_path / "o" / f"v{i}").glob("*.png"))) == 2
+    assert "expected I/N with 0 <= I < N" in refused(*command, "--shard", "2/2")
+    assert "--processes must be at least 1, got 0" in refused(*command, "--processes", "0")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from uvos_jax import registry
-from uvos_jax.errors import CheckpointError
+from uvos_jax.errors import CheckpointError, ConfigError
 
 
 def make_predictor(args: argparse.Namespace) -> Any:
@@ -40,6 +40,14 @@ def make_predictor(args: argparse.Namespace) -> Any:
             "they are), or train (`uvos train`)"
         )
     return Predictor.load(args.weights, args.system, **options)
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """(I, N) of `I/N`; raises `ConfigError` unless 0 <= I < N."""
+    index, _, count = text.partition("/")
+    if index.isdecimal() and count.isdecimal() and int(index) < int(count):
+        return int(index), int(count)
+    raise ConfigError(f"--shard {text}: expected I/N with 0 <= I < N, for example 0/4")
 
 
 def table_console() -> Any:

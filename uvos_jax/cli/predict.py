@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
+import copy
+import multiprocessing
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from uvos_jax.cli.common import make_predictor, progress_bar
+from uvos_jax.cli.common import make_predictor, parse_shard, progress_bar
 from uvos_jax.errors import ConfigError, DataError
 
 EPILOG = """examples:
@@ -19,6 +22,8 @@ EPILOG = """examples:
   uvos predict clip.mp4 --system matnet --weights matnet.npz --flow opencv_dis
   uvos predict clip.mp4 --system mug --weights mug.npz --first-mask first.png
   uvos predict DAVIS/JPEGImages/480p --system agnn --weights agnn.npz --instances
+  uvos predict corpus/ --out masks --skip-existing --processes 4
+  uvos predict corpus/ --out masks --skip-existing --shard 3/16    # the fourth of 16 machines
   uvos predict kitchen.mp4 --system teacher_student --weights ts.npz --teach shown_by_hand.mp4
 
 Masks are palette PNGs in the DAVIS layout, OUT/VIDEO/00000.png: 0 background, 1 foreground, or with
@@ -84,6 +89,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     parser.add_argument(
         "--skip-existing", action="store_true", help="leave videos alone that have results"
     )
+    parser.add_argument(
+        "--processes", type=int, default=1, metavar="N", help="share the videos between N processes"
+    )
+    parser.add_argument(
+        "--shard", default="0/1", metavar="I/N",
+        help="take every N-th video, beginning with number I (from 0): one machine of several",
+    )  # fmt: skip
     return parser
 
 
@@ -153,6 +165,42 @@ def check_object_options(args: argparse.Namespace) -> None:
             )
 
 
+def share(args: argparse.Namespace, videos: list[Path]) -> list[list[Path]]:
+    """The videos of each process of this machine, every N-th of those of its shard."""
+    index, count = parse_shard(args.shard)
+    if args.processes < 1:
+        raise ConfigError(f"--processes must be at least 1, got {args.processes}")
+    mine = videos[index::count]
+    parts = [mine[i :: args.processes] for i in range(args.processes)]
+    return [part for part in parts if part]
+
+
+def run_processes(args: argparse.Namespace, parts: list[list[Path]]) -> int:
+    """Every part in a process of its own.
+
+    Raises:
+      UvosError: what the first process to fail raised; the others finish their videos.
+      DataError: a process was killed.
+    """
+    jobs = []
+    for part in parts:
+        job = copy.copy(args)
+        job.videos, job.processes, job.shard = [str(v) for v in part], 1, "0/1"
+        jobs.append(job)
+    # spawned, not forked: JAX has threads
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(len(jobs), mp_context=context) as pool:
+        try:
+            codes = [future.result() for future in [pool.submit(run, job) for job in jobs]]
+        except concurrent.futures.process.BrokenProcessPool:
+            raise DataError(
+                f"one of {len(jobs)} processes was killed, perhaps for lack of memory: finished "
+                "videos are complete, so give the same command with --skip-existing again, with "
+                "fewer --processes if memory ran out"
+            ) from None
+    return max(codes)
+
+
 def results_of(args: argparse.Namespace, predictor: Any, reader: Any, flow: str | None) -> Any:
     """The frames of one prediction, in the mode that the options ask for."""
     from uvos_jax.predict import objects
@@ -177,6 +225,11 @@ def run(args: argparse.Namespace) -> int:
     if args.teach is not None and args.no_adapt:
         raise ConfigError("--teach adapts and --no-adapt forbids it: give one of the two")
     videos = expand(args.videos)
+    unique_names(videos)  # of all shards: two of them would write to one folder
+    parts = share(args, videos)
+    if len(parts) > 1:
+        return run_processes(args, parts)
+    videos = parts[0] if parts else []
     names = unique_names(videos)
     if args.first_mask is not None and len(videos) > 1 and not Path(args.first_mask).is_dir():
         raise ConfigError(
