@@ -1,11 +1,13 @@
 """Trains a flow network on the synthetic generator, whose flow is exact.
 
     python tools/train_flow.py --out pwc_lite.npz --minutes 10
+    python tools/render_clips.py --out clips --count 3000      # once, instead of in every step
+    python tools/train_flow.py --out pwc_lite.npz --minutes 60 --clips clips
     python tools/train_flow.py --network flownets --out flownets.npz --steps 100000 --size 256x384
     uvos flow clip.mp4 --provider pwc_lite:pwc_lite.npz
 
 Adam with decay, cosine schedule with warm-up, multi-scale end-point error, random brightness and
-contrast per image.
+contrast per image. Clips from files are mirrored at random, too, and held in memory.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import optax
 
 from uvos_jax import synthetic
 from uvos_jax.convert.flownets import NETWORKS, save_network
+from uvos_jax.data.sources import make_source
 from uvos_jax.losses.endpoint_error import LEVEL_WEIGHTS, multiscale_endpoint_error
 from uvos_jax.metrics.flow import endpoint_error
 from uvos_jax.modules.flownets import FLOWNET_MEAN, PWCNet, estimate_flow
@@ -37,6 +40,49 @@ def clips(cfg, seed, first, count):
     )
     record = jax.lax.map(lambda key: synthetic.clip(key, cfg, ("video", "flow_fw")), keys)
     return record["video"] * 255, record["flow_fw"][:, 0]
+
+
+class StoredClips:
+    """What tools/render_clips.py wrote: pairs of frames with exact flow, mirrored at random.
+
+    Args:
+      folder: of clips. size: (H, W) of the crops. seed: of the order, the crops and the mirrors.
+    """
+
+    def __init__(self, folder: str, size: tuple[int, int], seed: int):
+        root = Path(folder)
+        made = make_source(
+            "folder", root=str(root / "videos"), flow="../flow", flow_direction="backward",
+            clips="sequences",
+        )  # fmt: skip
+        examples = [made[i] for i in range(len(made))]
+        self.frames = np.stack([e["frames"] for e in examples])
+        self.flow = np.stack([e["flow"] for e in examples]).astype(np.float16)
+        H, W = self.frames.shape[2:4]
+        if any(have < want for have, want in zip((H, W), size, strict=True)):
+            raise SystemExit(
+                f"error: clips in {folder} are {H}x{W}, smaller than --size {size[0]}x{size[1]}"
+            )
+        self.size, self.seed = size, seed
+
+    def batch(self, index: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Frames uint8 `[B,2,h,w,3]`, the first one the later, and flow float32 `[B,h,w,2]`."""
+        rng = np.random.default_rng((self.seed, index))
+        (N, T, H, W), (h, w) = self.frames.shape[:4], self.size
+        frames, flows = [], []
+        for _ in range(count):
+            n, t = int(rng.integers(N)), int(rng.integers(1, T))
+            y, x = int(rng.integers(H - h + 1)), int(rng.integers(W - w + 1))
+            window = np.s_[y : y + h, x : x + w]
+            pair = np.stack([self.frames[n, t][window], self.frames[n, t - 1][window]])
+            flow = self.flow[n, t][window].astype(np.float32)
+            if rng.random() < 0.5:
+                pair, flow = pair[:, :, ::-1], flow[:, ::-1] * np.float32([-1, 1])
+            if rng.random() < 0.3:
+                pair, flow = pair[:, ::-1], flow[::-1] * np.float32([1, -1])
+            frames.append(pair)
+            flows.append(flow)
+        return np.stack(frames), np.stack(flows)
 
 
 def augmented(key, frames):
@@ -72,9 +118,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--size", default="128x192")
     parser.add_argument("--lr", type=float, default=4e-4)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--clips", help="folder that tools/render_clips.py wrote")
+    parser.add_argument("--preset", default="fast", help="scenes for training without --clips")
     args = parser.parse_args(argv)
     H, W = (int(n) for n in args.size.split("x"))
-    cfg = synthetic.config("fast", height=H, width=W, frames=2, static_camera=0.15)
+    cfg = synthetic.config(args.preset, height=H, width=W, frames=2, static_camera=0.15)
+    tested = synthetic.config("fast", height=H, width=W, frames=2, static_camera=0.15)
+    stored = StoredClips(args.clips, (H, W), args.seed) if args.clips else None
     module = NETWORKS[args.network]()
     shapes = inputs(module, jnp.zeros((1, 2, H, W, 3)))
     variables = jax.jit(module.init)(jax.random.key(args.seed), *shapes)
@@ -90,8 +140,11 @@ def main(argv: list[str] | None = None) -> int:
         )  # fmt: skip
 
         @jax.jit
-        def step(params, state, index):
-            frames, flow = clips(cfg, args.seed, index * args.batch, args.batch)
+        def step(params, state, index, pairs=None):
+            if pairs is None:
+                frames, flow = clips(cfg, args.seed, index * args.batch, args.batch)
+            else:
+                frames, flow = pairs[0].astype(jnp.float32), pairs[1]
             frames = augmented(jax.random.fold_in(jax.random.key(args.seed + 1), index), frames)
 
             def loss(params):
@@ -104,7 +157,11 @@ def main(argv: list[str] | None = None) -> int:
             updates, state = optimizer.update(gradient, state, params)
             return optax.apply_updates(params, updates), state, value
 
-        return step, optimizer.init(params)
+        def on_batch(params, state, index):
+            pairs = stored.batch(index, args.batch) if stored else None
+            return step(params, state, index, pairs)
+
+        return on_batch, optimizer.init(params)
 
     step, state = make_step(args.steps)
     steps = args.steps
@@ -121,7 +178,7 @@ def main(argv: list[str] | None = None) -> int:
 
     @jax.jit
     def test_error(params):
-        frames, flow = clips(cfg, TEST_SEED, 0, 16)
+        frames, flow = clips(tested, TEST_SEED, 0, 16)
         guess = estimate_flow(module, {"params": params}, frames[:, 0], frames[:, 1])
         still = jnp.sqrt((flow**2).sum(-1)).mean()
         return endpoint_error(guess, flow).mean(), still
