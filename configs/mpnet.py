@@ -16,7 +16,8 @@ memory of the paper: network alone J 52.4, with objectness 63.3, with CRF 69.7. 
 67.7, SelFlow 70.1, SPyNet 64.6.
 
 Variants: `full`, `atan2`, `sincos`, `raw` (other encodings of flow), `eight_bit` (through 8-bit
-pictures as the release), `other_data` (smallest side 232), `tiny` (tests).
+pictures as the release), `other_data` (smallest side 232), `light` (the packaged
+default: narrow, on estimated flow of rendered clips), `tiny` (tests).
 """
 
 from _base import get_base_config, parse_arg, set_model_field
@@ -24,7 +25,7 @@ from ml_collections import ConfigDict
 
 STEPS_PER_EPOCH = 3221  # 41 870 samples in batches of 13
 ENCODINGS = ("atan2", "sincos", "raw")
-VARIANTS = ("full", *ENCODINGS, "eight_bit", "other_data", "tiny")
+VARIANTS = ("full", *ENCODINGS, "eight_bit", "other_data", "light", "tiny")
 
 
 def get_config(arg: str = "full") -> ConfigDict:
@@ -40,6 +41,8 @@ def get_config(arg: str = "full") -> ConfigDict:
     elif variant == "other_data":
         config.model.network_size = ()
         config.model.smallest_side = 232
+    elif variant == "light":
+        light(config)
     elif variant == "tiny":
         tiny(config)
     for key, value in overrides.items():
@@ -56,10 +59,14 @@ def full() -> ConfigDict:
     config.model.decoder = 256
     config.model.head = 512
     # encoding
-    config.model.angle_mode = "acos"  # acos | atan2 | sincos | raw
+    config.model.angle_mode = "acos"  # acos | atan2 | sincos | raw | residual
     config.model.eight_bit = False  # through 8-bit pictures, as the release
     config.model.zero_below = 1.0  # px; at test time only
     config.model.train_diagonal = 550.73  # of 480x270, of which training sees crops; 0: the field's
+    config.model.flow_direction = "forward"  # forward | backward
+    config.model.appearance = False  # the frame beside its flow, not in the paper
+    config.model.iou_weight = 0.0  # of a soft IoU loss, not in the paper
+    config.model.memory = 0.0  # share of the previous frame's log-odds that is kept, not there
     # inference
     config.model.input_size = ()  # frames and flow at their own size ...
     config.model.network_size = (232, 424)  # ... until flow is encoded
@@ -91,6 +98,65 @@ def full() -> ConfigDict:
     config.train.checkpoint_every = STEPS_PER_EPOCH
     config.predict.crf = "mpnet"
     return config
+
+
+def light(config: ConfigDict) -> None:
+    """The packaged default: our own recipe on synthetic clips, half a million parameters.
+
+        python tools/render_clips.py --out data/clips --count 1600 --processes 2
+        python tools/compute_flow.py data/clips/videos --out data/clips/tvl1 --direction backward \\
+            --provider tvl1:warps=3,iterations=10
+        python tools/compute_flow.py data/clips/videos --out data/clips/dis --direction backward \\
+            --provider opencv_dis
+        uvos train --config configs/mpnet.py:light --workdir runs/default
+
+    Differs from the paper in width, encoding (vectors and what the camera's motion leaves of them),
+    flow (to the previous frame, so that a stream has no delay; mostly estimated, so that the
+    network meets the errors it will see), data, optimiser and loss, and remembers (`memory`).
+    """
+    config.model.widths = (16, 24, 48, 96, 128, 160)
+    config.model.decoder = 32
+    config.model.head = 24
+    config.model.angle_mode = "residual"
+    config.model.train_diagonal = 0.0
+    config.model.flow_direction = "backward"
+    config.model.appearance = True
+    config.model.iou_weight = 1.0
+    config.model.memory = 0.6
+    config.model.input_size = (192, 336)
+    config.model.network_size = ()
+    config.model.stage_factors = (1.0,)
+
+    videos = {
+        "name": "folder",
+        "root": "data/clips/videos",
+        "group": "default",
+        "clips": "flow",
+        "flow_direction": "backward",
+    }
+    config.data.train = (
+        {**videos, "weight": 0.4, "flow": "../tvl1"},
+        {**videos, "weight": 0.4, "flow": "../dis"},
+        {**videos, "weight": 0.2, "flow": "../flow"},
+    )
+    config.data.batch_size = 8
+    config.data.size = (128, 224)
+    config.data.augment = {"flip": 0.5, "scale": (1.0, 1.0), "crop": (0.6, 1.0)}
+
+    config.optim.name = "adamw"
+    config.optim.lr = 2e-3
+    config.optim.weight_decay = 1e-4
+    config.optim.clip_norm = 1.0
+    config.optim.schedule.name = "cosine"
+    config.optim.schedule.warmup_steps = 100
+    config.optim.ema = 0.998
+
+    config.predict.crf = ""
+    config.predict.flow = "tvl1_fast"
+
+    config.train.total_steps = 4000
+    config.train.checkpoint_every = 500
+    config.train.log_every = 50
 
 
 def tiny(config: ConfigDict) -> None:

@@ -90,3 +90,48 @@ def test_eight_bits_keep_256_levels_between_the_extremes(field):
     for reduce in (np.min, np.max):
         np.testing.assert_allclose(reduce(got, (2, 3)), reduce(field, (2, 3)), atol=1e-4)
     np.testing.assert_array_equal(ops.through_8_bits(jnp.ones((3, 4, 1))), 1.0)
+
+
+def _planar(H, W, a):
+    y, x = np.meshgrid(np.linspace(-1, 1, H), np.linspace(-1, 1, W), indexing="ij")
+    u = a[0] + a[1] * x + a[2] * y + a[6] * x * x + a[7] * x * y
+    v = a[3] + a[4] * x + a[5] * y + a[6] * x * y + a[7] * y * y
+    return np.stack([u, v], axis=-1).astype(np.float32)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_motion_of_a_plane_is_found_behind_an_object(seed):
+    rng = np.random.default_rng(seed)
+    plane = _planar(64, 96, 4 * rng.standard_normal(8))
+    flow = plane + 0.02 * rng.standard_normal(plane.shape).astype(np.float32)
+    flow[20:50, 30:70] = [9, -7]  # a fifth of the field
+    found = ops.planar_motion(jnp.asarray(flow))
+    np.testing.assert_allclose(found, plane, atol=0.1)
+
+
+def test_every_field_of_a_batch_is_fitted_alone():
+    rng = np.random.default_rng(0)
+    fields = np.stack([_planar(32, 48, 4 * rng.standard_normal(8)) for _ in range(6)])
+    together = ops.planar_motion(jnp.asarray(fields.reshape(2, 3, 32, 48, 2)))
+    for i in range(6):
+        alone = ops.planar_motion(jnp.asarray(fields[i]))
+        np.testing.assert_allclose(together[i // 3, i % 3], alone, atol=1e-4)
+
+
+def test_residuals_do_not_depend_on_the_speed_of_a_video():
+    rng = np.random.default_rng(1)
+    flow = _planar(64, 96, 40 * rng.standard_normal(8))
+    flow[20:40, 30:60] += [60, 20]
+    slow, fast = (
+        ops.flow_to_residual(jnp.asarray(flow)),
+        ops.flow_to_residual(jnp.asarray(3 * flow)),
+    )
+    np.testing.assert_allclose(slow[..., :4], fast[..., :4], atol=0.02)
+    level = np.asarray(fast - slow)[..., 4]
+    np.testing.assert_allclose(level, np.log(3), atol=0.02)
+
+
+def test_no_motion_has_no_residual():
+    encoded = ops.flow_to_residual(jnp.zeros((1, 32, 48, 2)))
+    assert encoded.shape == (1, 32, 48, 5)
+    np.testing.assert_allclose(encoded, 0, atol=1e-6)

@@ -217,3 +217,59 @@ def test_every_variant_of_the_config_file_builds():
 
     for variant in list_variants("mpnet"):
         assert uvos.build(f"mpnet:{variant}").spec.requires == {"flow"}
+
+
+# ----- ours: residual motion and memory -------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def forgetful_and_not():
+    systems = []
+    for memory in (0.0, 0.5):
+        systems.append(
+            uvos.build(f"mpnet:tiny,angle_mode=residual,flow_direction=backward,memory={memory}")
+        )
+    shapes = jax.eval_shape(systems[0].init, jax.random.key(0))
+    rng = np.random.default_rng(5)
+    variables = jax.tree.map(
+        lambda x: jnp.asarray(0.1 + 0.1 * rng.random(x.shape), jnp.float32), shapes
+    )
+    return systems, variables
+
+
+def test_memory_adds_the_odds_of_the_frame_before_where_flow_leads(forgetful_and_not):
+    systems, _ = forgetful_and_not
+    rng = np.random.default_rng(7)
+    probs = rng.uniform(0.05, 0.95, (1, 3, 16, 20)).astype(np.float32)
+    flow = np.zeros((1, 3, 16, 20, 2), np.float32)
+    flow[..., 0] = 2.0  # what is here was two pixels to the right
+    state = systems[1].init_state({}, 1, (16, 20))
+    _, found = systems[1].remember(state, jnp.asarray(probs), jnp.asarray(flow))
+    odds, before = np.log(probs / (1 - probs)), np.zeros((16, 20))
+    for t in range(3):
+        moved = before[:, np.minimum(np.arange(20) + 2, 19)]
+        before = np.clip(odds[0, t] + 0.5 * moved, -6, 6)
+        np.testing.assert_allclose(found[0, t], 1 / (1 + np.exp(-before)), atol=1e-5)
+
+
+def test_windows_and_a_whole_video_remember_alike(forgetful_and_not):
+    systems, variables = forgetful_and_not
+    video = clip(T=4, seed=3)
+    predict = jax.jit(systems[1].predict)
+    state = systems[1].init_state(variables, 1, (64, 64))
+    _, whole = predict(variables, state, video)
+    for start in (0, 2):
+        part = {k: v[:, start : start + 2] for k, v in video.items()}
+        state, probs = predict(variables, state, part)
+        np.testing.assert_allclose(probs, whole[:, start : start + 2], atol=1e-5)
+    _, alone = jax.jit(systems[0].predict)(variables, (), video)
+    assert np.abs(np.asarray(alone[:, 1:]) - np.asarray(whole[:, 1:])).max() > 1e-3
+
+
+def test_impossible_memories_are_refused():
+    with pytest.raises(ConfigError, match="memory follows flow to the previous frame"):
+        uvos.build("mpnet:tiny,memory=0.5")
+    with pytest.raises(ConfigError, match=r"memory must lie in \[0, 1\), got 1.0"):
+        uvos.build("mpnet:tiny,memory=1.0")
+    with pytest.raises(ConfigError, match="use 'forward' or 'backward'"):
+        uvos.build("mpnet:tiny,flow_direction=sideways")

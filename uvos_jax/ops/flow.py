@@ -7,8 +7,9 @@ Flow is `(u right, v down)` in pixels of its own resolution, float32 `[...,H,W,2
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -167,3 +168,74 @@ def resize_flow(flow: Float[Array, "*B H W 2"], size: tuple[int, int]) -> Float[
 def subtract_camera_motion(flow: Float[Array, "*B H W 2"]) -> Float[Array, "*B H W 2"]:
     """Flow minus each frame's median vector, a robust guess of the camera's translation."""
     return flow - jnp.median(flow, axis=(-3, -2), keepdims=True)
+
+
+def planar_motion(
+    flow: Float[Array, "*B H W 2"], *, iterations: int = 8, step: int = 4
+) -> Float[Array, "*B H W 2"]:
+    """The motion of one plane under a moving camera that explains most of a field, `[...,H,W,2]`.
+
+    `u = a1 + a2 x + a3 y + a7 x^2 + a8 x y`, `v = a4 + a5 x + a6 y + a7 x y + a8 y^2`, fitted by
+    reweighted least squares with Geman and McClure's weights (Odobez and Bouthemy 1995). The first
+    guess trusts the border of the image, where the background is, more than its middle.
+
+    Args:
+      iterations: of reweighting. step: every so many pixels are looked at.
+    """
+    lead, (H, W) = flow.shape[:-3], flow.shape[-3:-1]
+    y, x = jnp.meshgrid(jnp.linspace(-1, 1, H), jnp.linspace(-1, 1, W), indexing="ij")
+    zero, one = jnp.zeros_like(x), jnp.ones_like(x)
+    basis = jnp.stack(
+        [
+            jnp.stack([one, x, y, zero, zero, zero, x * x, x * y], axis=-1),
+            jnp.stack([zero, zero, zero, one, x, y, x * y, y * y], axis=-1),
+        ],
+        axis=2,
+    )  # [H,W,2,8]
+    seen = basis[::step, ::step].reshape(-1, 2, 8)
+    border = jnp.maximum(jnp.abs(x), jnp.abs(y))[::step, ::step].reshape(-1)
+    first = 0.05 + border**4
+
+    def fit(field: jax.Array) -> jax.Array:
+        vectors = field[::step, ::step].reshape(-1, 2)
+
+        def solve(weights: jax.Array) -> jax.Array:
+            weighted = seen * weights[:, None, None]
+            normal = jnp.einsum("nci,ncj->ij", weighted, seen, precision="highest")
+            right = jnp.einsum("nci,nc->i", weighted, vectors, precision="highest")
+            return jnp.linalg.solve(normal + 1e-4 * weights.sum() * jnp.eye(8), right)
+
+        def refine(_: Any, a: jax.Array) -> jax.Array:
+            error = jnp.sum((vectors - seen @ a) ** 2, axis=-1)
+            # Twice the median error, and never less than a twentieth of a pixel.
+            scale = jnp.maximum(4 * jnp.median(error), 0.0025)
+            return solve((scale / (scale + error)) ** 2 * (0.2 + first))
+
+        return basis @ jax.lax.fori_loop(0, iterations, refine, solve(first))
+
+    return jax.vmap(fit)(flow.reshape(-1, H, W, 2)).reshape(*lead, H, W, 2)
+
+
+def flow_to_residual(
+    flow: Float[Array, "*B H W 2"], *, floor: float = 5e-4
+) -> Float[Array, "*B H W 5"]:
+    """Flow and what `planar_motion` leaves of it, each divided by its own root mean square.
+
+    So scaled, slow and fast videos look alike to a network; the fifth channel is the logarithm of
+    the second scale over the floor.
+
+    Args:
+      floor: added to both scales, in parts of the image's diagonal: slower motion is noise.
+    """
+    least = floor * float(np.hypot(*flow.shape[-3:-1]))
+    flow = flow.astype(jnp.float32)
+    residual = flow - planar_motion(flow)
+
+    def scale(x: jax.Array) -> jax.Array:
+        return (
+            least + jnp.sqrt(jnp.mean(jnp.sum(x**2, axis=-1), axis=(-2, -1)))[..., None, None, None]
+        )
+
+    left = scale(residual)
+    level = jnp.broadcast_to(jnp.log(left / least), (*flow.shape[:-1], 1))
+    return jnp.concatenate([flow / scale(flow), residual / left, level], axis=-1)

@@ -134,8 +134,8 @@ class Predictor:
     def load(cls, weights: str | Path, system: str | None = None, **options: Any) -> Predictor:
         """A predictor from a weight file, building the system from the configuration inside.
 
-        Threshold, windows and mirroring follow that configuration's `predict` section unless they
-        are given; a CRF runs only on request, and its threshold is 0.5.
+        Threshold, windows, mirroring and the provider of flow follow that configuration's `predict`
+        section unless they are given; a CRF runs only on request, and its threshold is 0.5.
 
         Args:
           system: the expected system id; None takes the file's.
@@ -171,6 +171,7 @@ class Predictor:
                 "chunk": config.predict.window or None,
                 "overlap": config.predict.overlap or None,
                 "flip": config.predict.tta.flip,
+                "flow": config.predict.get("flow") or None,
                 **options,
             }
             built = configs.build(config)

@@ -8,10 +8,17 @@ proposals cover a pixel, and refined by a dense CRF (preset `mpnet`).
 
 Followed is the authors' Torch7 release. The angle is unsigned, `arccos(u / |w|)`, and mirrored
 examples keep it as it is (here they are mirrored first, which is what flow does in a mirror).
-`angle_mode` offers `atan2`, `sincos` and plain vectors (`raw`). `eight_bit` repeats the release's
+`angle_mode` offers `atan2`, `sincos`, plain vectors (`raw`), and vectors
+beside what the camera's motion leaves of them (`residual`, ours). `eight_bit` repeats the release's
 detour over 8-bit files. `model_paper.dat` enlarges by two where `model_new.dat` enlarges to the
 skip connection; where 32 divides both sides the two are taken to be one network. The last frame has
 no flow and no result in the release; here it gets the flow its engine supplies.
+
+Ours, off unless configured: `flow_direction="backward"`, with which a stream needs no look-ahead;
+`memory`, the share of the previous frame's log-odds that is carried along the flow and added; a
+soft IoU loss (`iou_weight`); the frame itself as three more channels (`appearance`), each with mean
+0 and deviation 1 over the frame, which lets the network end objects at the edges of the picture
+instead of those of blurred flow. The packaged default (`configs/mpnet.py:light`) uses them.
 
 Doubtful: how labels of FlyingThings3D were derived in detail, and which noisy clips were left out.
 """
@@ -28,16 +35,20 @@ from flax import linen as nn
 
 from uvos_jax.errors import ConfigError, DataError, ShapeError
 from uvos_jax.losses import masks
+from uvos_jax.losses.dice import soft_iou_loss
 from uvos_jax.modules.mpnet_stream import WIDTHS, MPNetStream
-from uvos_jax.ops.flow import flow_to_angle_magnitude, through_8_bits
+from uvos_jax.ops.flow import flow_to_angle_magnitude, flow_to_residual, through_8_bits
 from uvos_jax.ops.resize import resize_bilinear, resize_nearest
+from uvos_jax.ops.warp import backward_warp
 from uvos_jax.registry import register
 from uvos_jax.systems.base import System
 from uvos_jax.types import Batch, ModelCard, ModelSpec, Outputs, Phase, Stage, State
 
-ANGLE_MODES = ("acos", "atan2", "sincos", "raw")
+ANGLE_MODES = ("acos", "atan2", "sincos", "raw", "residual")
 #: Objectness that changes nothing: `p (o + 1/2) = p`.
 NEUTRAL = 0.5
+#: Probabilities are kept this far from 0 and 1, and remembered log-odds within these bounds.
+LEAST, SUREST = 1e-3, 6.0
 
 
 def objectness(proposals: jax.Array, top: int = 100) -> jax.Array:
@@ -122,15 +133,31 @@ class MPNet(System):
             raise ConfigError(
                 f"config field model.widths must hold 6 numbers, got {tuple(config.widths)}"
             )
+        if config.flow_direction not in ("forward", "backward"):
+            raise ConfigError(
+                f"config field model.flow_direction is {config.flow_direction!r}: use 'forward' or "
+                "'backward'"
+            )
+        if not 0 <= config.memory < 1:
+            raise ConfigError(
+                f"config field model.memory must lie in [0, 1), got {config.memory}: it is the "
+                "share of the previous frame's log-odds that is kept"
+            )
+        if config.memory and config.flow_direction != "backward":
+            raise ConfigError(
+                "config field model.memory follows flow to the previous frame: set "
+                "model.flow_direction='backward'"
+            )
         self.spec = ModelSpec(
             name="mpnet",
             paper="Tokmakov, Alahari, Schmid: Learning Motion Patterns in Videos, CVPR 2017",
-            temporal="frame",
+            temporal="recurrent" if config.memory else "frame",
             clip_len=1,
             input_size=tuple(config.input_size) or None,
             stride=2,
             normalization="unit",
             requires=frozenset({"flow"}),
+            flow_direction=config.flow_direction,
         )
         self.module = MotionPatternNetwork(
             widths=tuple(config.widths),
@@ -155,6 +182,8 @@ class MPNet(System):
         if train and config.train_diagonal:
             diagonal = float(config.train_diagonal)
         flow = flow.astype(jnp.float32)
+        if config.angle_mode == "residual":
+            return flow_to_residual(flow)
         if config.angle_mode == "raw":
             return flow / (diagonal / 6)
         field = flow_to_angle_magnitude(
@@ -178,6 +207,12 @@ class MPNet(System):
     def module_inputs(self, batch: Batch) -> tuple[jax.Array, ...]:
         return (self._field(batch, train=False),)
 
+    def look(self, frames: jax.Array) -> jax.Array:
+        """uint8 `[B,T,H,W,3]` with mean 0 and deviation 1 per frame and channel."""
+        pixels = frames.astype(jnp.float32) / 255
+        mean = pixels.mean(axis=(2, 3), keepdims=True)
+        return (pixels - mean) / (pixels.std(axis=(2, 3), keepdims=True) + 0.05)
+
     def _field(self, batch: Batch, *, train: bool) -> jax.Array:
         if "flow" not in batch:
             raise DataError(
@@ -186,6 +221,8 @@ class MPNet(System):
             )
         flow = jax.lax.stop_gradient(jnp.asarray(batch["flow"]))
         field = self.encode(flow, train=train)
+        if self.config.appearance:
+            field = jnp.concatenate([field, self.look(jnp.asarray(batch["frames"]))], axis=-1)
         if not train:
             field = resize_nearest(field, self.network_size(field.shape[-3:-1]))
         return field.astype(self.compute_dtype)
@@ -204,7 +241,8 @@ class MPNet(System):
     def loss_fn(
         self, outputs: Outputs, batch: Batch, *, step: jax.Array | int, phase: str = "default"
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Mean cross entropy at the network's resolution, classes as they are.
+        """Mean cross entropy at the network's resolution, classes as they are, and `iou_weight`
+        times a soft IoU loss.
 
         Returns:
           the loss and its terms; `iou`, of the pixels that count, is for the log only.
@@ -216,11 +254,15 @@ class MPNet(System):
             flags["valid"] = flags.get("valid", True) & jnp.asarray(batch["flow_valid"])
         target, weights = masks.binary_target(labels), masks.pixel_weights(labels, **flags)
         entropy = target * jax.nn.softplus(-logits) + (1.0 - target) * jax.nn.softplus(logits)
-        loss = masks.weighted_mean(entropy, weights)
+        loss = entropy_loss = masks.weighted_mean(entropy, weights)
+        if self.config.iou_weight:
+            loss = loss + self.config.iou_weight * soft_iou_loss(
+                *(x.reshape(-1, *x.shape[2:]) for x in (logits, target, weights))
+            )
         predicted = (logits > 0).astype(jnp.float32)
         union = jnp.sum(jnp.maximum(predicted, target) * weights)
         overlap = jnp.sum(predicted * target * weights)
-        return loss, {"cross_entropy": loss, "iou": overlap / jnp.maximum(union, 1.0)}
+        return loss, {"cross_entropy": entropy_loss, "iou": overlap / jnp.maximum(union, 1.0)}
 
     def stages(self, config: Any) -> tuple[Stage, ...]:
         """Equal parts; rate and weight decay fall from each to the next (`stage_factors`)."""
@@ -242,13 +284,44 @@ class MPNet(System):
 
     # ----- video --------------------------------------------------------------------------
 
+    def init_state(
+        self, variables: Mapping[str, Any], batch_size: int, frame_size: tuple[int, int]
+    ) -> State:
+        """Log-odds `[B,H,W,1]` of the previous frame, 0 where nothing is known, with `memory`."""
+        if not self.config.memory:
+            return ()
+        return jnp.zeros((batch_size, *frame_size, 1), jnp.float32)
+
     def predict(
         self, variables: Mapping[str, Any], state: State, chunk: Batch
     ) -> tuple[State, jax.Array]:
         """Probabilities `[B,T,H,W]`, weighted by `objectness [B,T,H,W]` in 0..1 if it is there."""
         outputs, _ = self.apply(variables, chunk, train=False)
         probs = self.probabilities(outputs["logits"], chunk["flow"].shape[2:4])
+        if self.config.memory:
+            state, probs = self.remember(state, probs, chunk["flow"])
         return state, combine(probs, chunk.get("objectness", NEUTRAL))
+
+    def remember(
+        self, state: jax.Array, probs: jax.Array, flow: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Adds to each frame's log-odds `memory` times those of the frame before, moved by `flow`.
+
+        Args:
+          state: `[B,H,W,1]`. probs: `[B,T,H,W]`. flow: `[B,T,H,W,2]` to the previous frame.
+        """
+        share = float(self.config.memory)
+
+        def step(before: jax.Array, frame: tuple[jax.Array, jax.Array]):
+            p, field = frame
+            p = jnp.clip(p, LEAST, 1 - LEAST)[..., None]
+            odds = jnp.log(p) - jnp.log1p(-p) + share * backward_warp(before, field)
+            odds = jnp.clip(odds, -SUREST, SUREST)
+            return odds, jax.nn.sigmoid(odds)[..., 0]
+
+        time_first = (jnp.moveaxis(probs, 1, 0), jnp.moveaxis(flow.astype(jnp.float32), 1, 0))
+        state, filtered = jax.lax.scan(step, state, time_first)
+        return state, jnp.moveaxis(filtered, 0, 1)
 
     def probabilities(self, logits: jax.Array, size: tuple[int, int]) -> jax.Array:
         """Probability `[B,T,H,W]` of `logits [B,T,h,w,1]`: squashed, then enlarged, corners
