@@ -79,6 +79,7 @@ def get_base_config() -> ConfigDict:
             "overlap": 0,
             "tta": {"flip": False, "scales": (1.0,)},
             "crf": "",  # preset name, "" for none
+            "refine": "",  # preset of a CRF at the network's resolution, "" for none
             "flow": "",  # provider of optical flow for systems that read it, "" for tvl1
             "threshold": 0.5,
         }

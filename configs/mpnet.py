@@ -63,8 +63,8 @@ def full() -> ConfigDict:
     config.model.eight_bit = False  # through 8-bit pictures, as the release
     config.model.zero_below = 1.0  # px; at test time only
     config.model.train_diagonal = 550.73  # of 480x270, of which training sees crops; 0: the field's
-    config.model.flow_direction = "forward"  # forward | backward
-    config.model.appearance = False  # the frame beside its flow, not in the paper
+    config.model.flow_direction = "forward"  # forward | backward | both
+    config.model.temperature = 1.0  # of log-odds at inference
     config.model.iou_weight = 0.0  # of a soft IoU loss, not in the paper
     config.model.memory = 0.0  # share of the previous frame's log-odds that is kept, not there
     # inference
@@ -111,16 +111,16 @@ def light(config: ConfigDict) -> None:
         uvos train --config configs/mpnet.py:light --workdir runs/default
 
     Differs from the paper in width, encoding (vectors and what the camera's motion leaves of them),
-    flow (to the previous frame, so that a stream has no delay; mostly estimated, so that the
-    network meets the errors it will see), data, optimiser and loss, and remembers (`memory`).
+    flow (mostly estimated, so that the network meets the errors it will see; to either neighbour,
+    at inference to both), data, optimiser and loss, and remembers (`memory`).
     """
     config.model.widths = (16, 24, 48, 96, 128, 160)
     config.model.decoder = 32
     config.model.head = 24
     config.model.angle_mode = "residual"
     config.model.train_diagonal = 0.0
-    config.model.flow_direction = "backward"
-    config.model.appearance = True
+    config.model.flow_direction = "both"
+    config.model.temperature = 2.0
     config.model.iou_weight = 1.0
     config.model.memory = 0.6
     config.model.input_size = (192, 336)
@@ -153,6 +153,7 @@ def light(config: ConfigDict) -> None:
 
     config.predict.crf = ""
     config.predict.flow = "tvl1_fast"
+    config.predict.refine = "agnn"
 
     config.train.total_steps = 4000
     config.train.checkpoint_every = 500

@@ -90,7 +90,8 @@ class ModelSpec:
       lookahead: frames after its own that a prediction depends on, where that is all of the future
         it needs; the last ones of a window then serve as context only. 0: no such limit is known.
       flow_direction: which flow `apply` reads under the key `flow`: `forward`, to the next frame,
-        or `backward`, to the previous one (then a stream needs no look-ahead).
+        or `backward`, to the previous one (then a stream needs no look-ahead). `both`: at inference
+        `[B,T,H,W,4]`, to the previous and to the next frame; training takes one of them.
       flow_at_end: what the frame without that neighbour gets at inference: `negated` flow to its
         only neighbour, that flow as it is (`neighbor`), the flow of the neighbour (`repeat`), or
         `zero`, with which a single frame is a video, too.
@@ -111,7 +112,7 @@ class ModelSpec:
     num_references: int = 0
     window_overlap: int | None = None
     lookahead: int = 0
-    flow_direction: Literal["forward", "backward"] = "forward"
+    flow_direction: Literal["forward", "backward", "both"] = "forward"
     flow_at_end: Literal["negated", "neighbor", "repeat", "zero"] = "negated"
     channel_mean: tuple[float, float, float] | None = None
     channel_std: tuple[float, float, float] | None = None

@@ -8,7 +8,7 @@ import pytest
 from tests.predict.toys import GAIN, FlowRight, Toy, video
 from uvos_jax.data.flow_files import write_flo, write_meta
 from uvos_jax.errors import ConfigError, DataError, ShapeError
-from uvos_jax.predict.flow import with_flow, with_track
+from uvos_jax.predict.flow import with_both_flows, with_flow, with_track
 from uvos_jax.predict.predictor import Predictor
 
 SQUARES = [i * i for i in range(9)]
@@ -44,6 +44,28 @@ def test_both_directions_and_all_ends(count, batch, at_end):
     got = list(with_flow(numbered(count), difference, batch, direction="backward", at_end=at_end))
     assert [int(f[0, 0, 0]) for f, _ in got] == squares
     assert first_value(got) == [-AT_END[at_end] * steps[0], *(-s for s in steps)]
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 7])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_flow_to_both_neighbours(count, batch):
+    squares = SQUARES[:count]
+    steps = [b - a for a, b in itertools.pairwise(squares)]
+    got = list(with_both_flows(numbered(count), difference, batch))
+    assert [int(f[0, 0, 0]) for f, _ in got] == squares
+    assert all(flow.shape == (2, 2, 4) for _, flow in got)
+    before, after = [-steps[0], *(-s for s in steps)], [*steps, steps[-1]]
+    assert [flow[1, 1].tolist() for _, flow in got] == [
+        [a, a, b, b] for a, b in zip(before, after, strict=True)
+    ]
+
+
+def test_a_single_frame_has_no_flow_in_either_direction(caplog):
+    ((_, flow),) = with_both_flows(numbered(1), difference, 2)
+    assert flow.shape == (2, 2, 4)
+    assert not flow.any()
+    assert "one frame only" in caplog.text
+    assert list(with_both_flows([], difference, 2)) == []
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
@@ -98,6 +120,7 @@ def rightward(frames):
         ({"flow_at_end": "neighbor"}, [0.5, 0.5, 0.5]),
         ({"flow_direction": "backward", "flow_at_end": "repeat"}, [0.5, 0.5, 0.5]),
         ({"flow_direction": "backward", "flow_at_end": "zero"}, [0.0, 0.5, 0.5]),
+        ({"flow_direction": "both"}, [0.0, 0.5, 0.5]),
     ],
 )
 def test_a_stream_equals_the_whole_video(changes, probs):
@@ -124,6 +147,14 @@ def test_unknown_providers_and_needless_flow_are_refused():
         Predictor(FlowRight(), GAIN, flow="horn")
     with pytest.raises(ConfigError, match="toy reads no optical flow: leave flow='tvl1' out"):
         Predictor(Toy(), GAIN, flow="tvl1")
+
+
+def test_a_folder_of_flow_is_not_enough_for_both_directions(tmp_path):
+    write_flo(tmp_path / "array" / "00000.flo", np.zeros((16, 24, 2), np.float32))
+    write_meta(tmp_path, {"direction": "backward"})
+    predictor = Predictor(FlowRight(flow_direction="both"), GAIN, flow=str(tmp_path))
+    with pytest.raises(ConfigError, match="a folder of flow files holds one of them: name an"):
+        predictor.predict(video(2, 16, 24))
 
 
 def test_flow_is_read_from_files_under_the_names_of_the_frames(tmp_path):

@@ -3,6 +3,7 @@
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -25,6 +26,7 @@ from uvos_jax.errors import (
     ShapeError,
     UnsupportedError,
 )
+from uvos_jax.ops.resize import resize_bilinear
 from uvos_jax.predict.predictor import Predictor
 
 
@@ -332,6 +334,23 @@ def test_the_crf_refines_probabilities_before_the_threshold():
     expected = np.asarray(dense_crf(frames[0], red(frames)[0], preset="cosnet"))
     np.testing.assert_allclose(masks.probs[0], expected, atol=1e-6)
     np.testing.assert_array_equal(masks.labels[0], expected > 0.5)
+
+
+def test_refinement_happens_at_the_networks_resolution():
+    from uvos_jax.ops.crf import dense_crf
+
+    frames = np.zeros((3, 32, 48, 3), np.uint8)
+    frames[:, 8:24, 12:36] = 220
+    frames[1, 14:16, 20:22] = 90
+    masks = Predictor(Toy(input_size=(16, 24)), GAIN, refine="cosnet", chunk=2).predict(frames)
+    small = frames.reshape(3, 16, 2, 24, 2, 3).mean(axis=(2, 4)).round().astype(np.uint8)
+    fine = [np.asarray(dense_crf(f, red(f[None])[0], preset="cosnet")) for f in small]
+    np.testing.assert_allclose(masks.probs[:, 8:24:8, 12:36:8], [
+        np.asarray(resize_bilinear(jnp.asarray(p)[..., None], (32, 48)))[8:24:8, 12:36:8, 0]
+        for p in fine
+    ], atol=1e-5)  # fmt: skip
+    with pytest.raises(ConfigError, match="unknown CRF preset 'cosnt'"):
+        Predictor(Toy(), GAIN, refine="cosnt")
 
 
 def test_an_unknown_crf_preset_is_refused_before_any_work():

@@ -266,10 +266,24 @@ def test_windows_and_a_whole_video_remember_alike(forgetful_and_not):
     assert np.abs(np.asarray(alone[:, 1:]) - np.asarray(whole[:, 1:])).max() > 1e-3
 
 
+def test_flow_in_both_directions_averages_the_log_odds(forgetful_and_not):
+    systems, variables = forgetful_and_not
+    both = uvos.build("mpnet:tiny,angle_mode=residual,flow_direction=both,temperature=2.0")
+    back, ahead = clip(seed=1), clip(seed=2)
+    joined = {**back, "flow": jnp.concatenate([back["flow"], ahead["flow"]], axis=-1)}
+    logits = [systems[0].apply(variables, x, train=False)[0]["logits"] for x in (back, ahead)]
+    expected = both.probabilities((logits[0] + logits[1]) / 2, (64, 64))
+    _, found = jax.jit(both.predict)(variables, (), joined)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    hot = both.probabilities(logits[0], (64, 64))
+    cold = systems[0].probabilities(logits[0] / 2, (64, 64))
+    np.testing.assert_allclose(hot, cold, atol=1e-6)
+
+
 def test_impossible_memories_are_refused():
     with pytest.raises(ConfigError, match="memory follows flow to the previous frame"):
         uvos.build("mpnet:tiny,memory=0.5")
     with pytest.raises(ConfigError, match=r"memory must lie in \[0, 1\), got 1.0"):
         uvos.build("mpnet:tiny,memory=1.0")
-    with pytest.raises(ConfigError, match="use 'forward' or 'backward'"):
+    with pytest.raises(ConfigError, match=r"use one of \('forward', 'backward', 'both'\)"):
         uvos.build("mpnet:tiny,flow_direction=sideways")

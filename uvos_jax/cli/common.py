@@ -21,6 +21,8 @@ def make_predictor(args: argparse.Namespace) -> Any:
     from uvos_jax.predict.predictor import Predictor
 
     options = {"crf": args.crf, "flip": args.flip}
+    if getattr(args, "refine", None) is not None:
+        options["refine"] = None if args.refine == "none" else args.refine
     if args.threshold is not None:
         options["threshold"] = args.threshold
     if args.references is not None:

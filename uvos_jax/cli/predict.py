@@ -47,6 +47,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     parser.add_argument("--system", help="system id; default: the packaged weights' system")
     parser.add_argument("--weights", help="npz, safetensors or checkpoint folder")
     parser.add_argument("--crf", metavar="PRESET", help="refine with a dense CRF, e.g. cosnet")
+    parser.add_argument(
+        "--refine", metavar="PRESET|none",
+        help="refine at the network's resolution, which is fast; default: as the weights say",
+    )  # fmt: skip
     parser.add_argument("--overlay", action="store_true", help="also write OUT/VIDEO_overlay.mp4")
     parser.add_argument(
         "--save", action="append", default=[], choices=["probs", "geometry"],

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from uvos_jax.errors import ShapeError
+from uvos_jax.errors import ConfigError, ShapeError
 
 log = logging.getLogger("uvos_jax")
 
@@ -90,6 +90,41 @@ def with_flow(
         yield held[0], end(held[0], before, last_flow)
 
 
+def with_both_flows(
+    frames: Iterable[np.ndarray], flow: FlowFunction, batch: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields every frame with `[H,W,4]`: its flow to the previous and to the next frame.
+
+    Computed for `batch` pairs at a time; a frame leaves once the next one is there. What the frames
+    at both ends lack is the negated flow to their only neighbour.
+    """
+    held: list[np.ndarray] = []
+    back: np.ndarray | None = None
+
+    def done() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        nonlocal back
+        ahead, behind = flow(np.stack(held)), flow(np.stack(held[::-1]))[::-1]
+        for i, frame in enumerate(held[:-1]):
+            before = behind[i - 1] if i else -ahead[0] if back is None else back
+            yield frame, np.concatenate([before, ahead[i]], axis=-1)
+        back = behind[-1]
+
+    for frame in frames:
+        held.append(frame)
+        if len(held) == batch + 1:
+            yield from done()
+            held = held[-1:]
+    if len(held) > 1:
+        yield from done()
+        held = held[-1:]
+    if not held:
+        return
+    if back is None:
+        log.warning(LONE_FRAME)
+        back = np.zeros((*held[0].shape[:2], 2), np.float32)
+    yield held[0], np.concatenate([back, -back], axis=-1)
+
+
 def with_track(
     frames: Iterable[np.ndarray], track: FlowTrack, *, at_end: AtEnd = "negated"
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -130,7 +165,18 @@ def flow_of_video(
     Args:
       flow: a `FlowFunction`, or a provider that reads the files of named videos (`track`).
       reader: the video, for its name and those of its frames; None for a stream.
+
+    Raises:
+      ConfigError: flow in both directions is asked of files.
     """
+    both = spec.flow_direction == "both"
+    if both and hasattr(flow, "track"):
+        raise ConfigError(
+            f"these weights of {spec.name} read flow to the previous and to the next frame, and a "
+            "folder of flow files holds one of them: name an estimator instead (--flow tvl1_fast)"
+        )
+    if both:
+        return with_both_flows(frames, flow, batch)
     if hasattr(flow, "track") and reader is not None and len(reader) > 1:
         names = [reader.frame_name(i) for i in range(len(reader))]
         track = flow.track(reader.name, names, spec.flow_direction)

@@ -52,6 +52,8 @@ class Predictor:
     Args:
       system: a built system. variables: its weights.
       crf: name of a dense-CRF preset that refines every frame, or None.
+      refine: name of a preset with which every frame is refined at the network's resolution, much
+        faster than at the video's; None for none.
       threshold: probability above which a pixel is foreground.
       references: frames of the video that global systems compare with; None takes the system's
         number (`model.num_references`).
@@ -78,6 +80,7 @@ class Predictor:
         variables: Mapping[str, Any],
         *,
         crf: str | None = None,
+        refine: str | None = None,
         threshold: float = 0.5,
         references: int | None = None,
         flip: bool = False,
@@ -102,7 +105,12 @@ class Predictor:
             from uvos_jax.ops.crf import get_preset
 
             get_preset(crf)
+        if refine:
+            from uvos_jax.ops.crf import get_preset
+
+            get_preset(refine)
         self.system, self.crf, self.threshold = system, crf or None, threshold
+        self.refine = refine or None
         self.flip = flip
         self.references = references or spec.num_references
         own_length = spec.clip_len if spec.temporal == "clip" or not spec.causal else CHUNK
@@ -135,7 +143,8 @@ class Predictor:
         """A predictor from a weight file, building the system from the configuration inside.
 
         Threshold, windows, mirroring and the provider of flow follow that configuration's `predict`
-        section unless they are given; a CRF runs only on request, and its threshold is 0.5.
+        section unless they are given, and so does refinement unless a CRF is asked for; that one
+        runs only on request, and its threshold is 0.5.
 
         Args:
           system: the expected system id; None takes the file's.
@@ -172,6 +181,7 @@ class Predictor:
                 "overlap": config.predict.overlap or None,
                 "flip": config.predict.tta.flip,
                 "flow": config.predict.get("flow") or None,
+                "refine": None if options.get("crf") else config.predict.get("refine") or None,
                 **options,
             }
             built = configs.build(config)
@@ -266,6 +276,11 @@ class Predictor:
         if flow is not None:
             batch["flow"] = _shrink_flow(flow, size=size)
         states, probs = self._predict(variables or self.variables, states, batch)
+        if self.refine:
+            from uvos_jax.ops.crf import dense_crf
+
+            images = np.asarray(batch["frames"][0])
+            probs = dense_crf(images, np.asarray(probs[0]), preset=self.refine)[None]
         return states, _enlarge(probs, size=source)
 
     # ----- adaptation ---------------------------------------------------------------------
@@ -546,7 +561,7 @@ def _mirrored(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """The batch as seen in a mirror: axis 3 is the width, flow to the right points left."""
     out = {k: v[:, :, :, ::-1] for k, v in batch.items()}
     if "flow" in out:
-        out["flow"] = out["flow"] * jnp.asarray([-1.0, 1.0])
+        out["flow"] = out["flow"] * jnp.asarray([-1.0, 1.0] * (out["flow"].shape[-1] // 2))
     return out
 
 
@@ -559,9 +574,9 @@ def _shrink(frames: jax.Array, *, size: tuple[int, int]) -> jax.Array:
 
 @partial(jax.jit, static_argnames="size")
 def _shrink_flow(flow: jax.Array, *, size: tuple[int, int]) -> jax.Array:
-    """float32 `[T,H,W,2]` to `[1,T,h,w,2]` in pixels of the new size."""
+    """float32 `[T,H,W,2]` (or 4) to `[1,T,h,w,2]` in pixels of the new size."""
     H, W = flow.shape[1:3]
-    scale = jnp.asarray([size[1] / W, size[0] / H], jnp.float32)
+    scale = jnp.asarray([size[1] / W, size[0] / H] * (flow.shape[-1] // 2), jnp.float32)
     return (resize_bilinear(flow.astype(jnp.float32), size) * scale)[None]
 
 

@@ -70,7 +70,8 @@ class System:
         T = self.spec.clip_len
         shapes = {"frames": jax.ShapeDtypeStruct((batch_size, T, H, W, 3), jnp.uint8)}
         if "flow" in self.spec.requires:
-            shapes["flow"] = jax.ShapeDtypeStruct((batch_size, T, H, W, 2), jnp.float32)
+            ways = 4 if self.spec.flow_direction == "both" else 2
+            shapes["flow"] = jax.ShapeDtypeStruct((batch_size, T, H, W, ways), jnp.float32)
         return shapes
 
     def init(self, rng: jax.Array, batch_shapes: Mapping[str, Any] | None = None) -> Variables:

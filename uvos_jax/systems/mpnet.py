@@ -14,11 +14,11 @@ detour over 8-bit files. `model_paper.dat` enlarges by two where `model_new.dat`
 skip connection; where 32 divides both sides the two are taken to be one network. The last frame has
 no flow and no result in the release; here it gets the flow its engine supplies.
 
-Ours, off unless configured: `flow_direction="backward"`, with which a stream needs no look-ahead;
-`memory`, the share of the previous frame's log-odds that is carried along the flow and added; a
-soft IoU loss (`iou_weight`); the frame itself as three more channels (`appearance`), each with mean
-0 and deviation 1 over the frame, which lets the network end objects at the edges of the picture
-instead of those of blurred flow. The packaged default (`configs/mpnet.py:light`) uses them.
+Ours, off unless configured: `flow_direction`: with `backward` a stream needs no look-ahead, with
+`both` the log-odds by the flow to both neighbours are averaged; `temperature` divides log-odds, so
+that a CRF after the network has a say; `memory`, the share of the previous frame's log-odds that is
+carried along the flow and added; a soft IoU loss (`iou_weight`). The packaged default
+(`configs/mpnet.py:light`) uses them.
 
 Doubtful: how labels of FlyingThings3D were derived in detail, and which noisy clips were left out.
 """
@@ -44,6 +44,7 @@ from uvos_jax.registry import register
 from uvos_jax.systems.base import System
 from uvos_jax.types import Batch, ModelCard, ModelSpec, Outputs, Phase, Stage, State
 
+FLOW_DIRECTIONS = ("forward", "backward", "both")
 ANGLE_MODES = ("acos", "atan2", "sincos", "raw", "residual")
 #: Objectness that changes nothing: `p (o + 1/2) = p`.
 NEUTRAL = 0.5
@@ -133,20 +134,24 @@ class MPNet(System):
             raise ConfigError(
                 f"config field model.widths must hold 6 numbers, got {tuple(config.widths)}"
             )
-        if config.flow_direction not in ("forward", "backward"):
+        if config.flow_direction not in FLOW_DIRECTIONS:
             raise ConfigError(
-                f"config field model.flow_direction is {config.flow_direction!r}: use 'forward' or "
-                "'backward'"
+                f"config field model.flow_direction is {config.flow_direction!r}: use one of "
+                f"{FLOW_DIRECTIONS}"
+            )
+        if not config.temperature > 0:
+            raise ConfigError(
+                f"config field model.temperature must be positive, got {config.temperature}"
             )
         if not 0 <= config.memory < 1:
             raise ConfigError(
                 f"config field model.memory must lie in [0, 1), got {config.memory}: it is the "
                 "share of the previous frame's log-odds that is kept"
             )
-        if config.memory and config.flow_direction != "backward":
+        if config.memory and config.flow_direction == "forward":
             raise ConfigError(
                 "config field model.memory follows flow to the previous frame: set "
-                "model.flow_direction='backward'"
+                "model.flow_direction to 'backward' or 'both'"
             )
         self.spec = ModelSpec(
             name="mpnet",
@@ -207,22 +212,14 @@ class MPNet(System):
     def module_inputs(self, batch: Batch) -> tuple[jax.Array, ...]:
         return (self._field(batch, train=False),)
 
-    def look(self, frames: jax.Array) -> jax.Array:
-        """uint8 `[B,T,H,W,3]` with mean 0 and deviation 1 per frame and channel."""
-        pixels = frames.astype(jnp.float32) / 255
-        mean = pixels.mean(axis=(2, 3), keepdims=True)
-        return (pixels - mean) / (pixels.std(axis=(2, 3), keepdims=True) + 0.05)
-
     def _field(self, batch: Batch, *, train: bool) -> jax.Array:
         if "flow" not in batch:
             raise DataError(
                 f"mpnet sees nothing but the batch key 'flow', and the batch has {sorted(batch)}: "
                 "give float32 [B,T,H,W,2], pixels to the next frame"
             )
-        flow = jax.lax.stop_gradient(jnp.asarray(batch["flow"]))
+        flow = jax.lax.stop_gradient(jnp.asarray(batch["flow"]))[..., :2]
         field = self.encode(flow, train=train)
-        if self.config.appearance:
-            field = jnp.concatenate([field, self.look(jnp.asarray(batch["frames"]))], axis=-1)
         if not train:
             field = resize_nearest(field, self.network_size(field.shape[-3:-1]))
         return field.astype(self.compute_dtype)
@@ -295,11 +292,19 @@ class MPNet(System):
     def predict(
         self, variables: Mapping[str, Any], state: State, chunk: Batch
     ) -> tuple[State, jax.Array]:
-        """Probabilities `[B,T,H,W]`, weighted by `objectness [B,T,H,W]` in 0..1 if it is there."""
-        outputs, _ = self.apply(variables, chunk, train=False)
-        probs = self.probabilities(outputs["logits"], chunk["flow"].shape[2:4])
+        """Probabilities `[B,T,H,W]`, weighted by `objectness [B,T,H,W]` in 0..1 if it is there.
+
+        With flow in both directions log-odds are averaged: flow spills over the edges of an object
+        on one side in one direction, on the other side in the other.
+        """
+        flow = jnp.asarray(chunk["flow"])
+        ways = [flow[..., i : i + 2] for i in range(0, flow.shape[-1], 2)]
+        logits = [
+            self.apply(variables, {**chunk, "flow": way}, train=False)[0]["logits"] for way in ways
+        ]
+        probs = self.probabilities(sum(logits) / len(logits), flow.shape[2:4])
         if self.config.memory:
-            state, probs = self.remember(state, probs, chunk["flow"])
+            state, probs = self.remember(state, probs, ways[0])
         return state, combine(probs, chunk.get("objectness", NEUTRAL))
 
     def remember(
@@ -326,5 +331,5 @@ class MPNet(System):
     def probabilities(self, logits: jax.Array, size: tuple[int, int]) -> jax.Array:
         """Probability `[B,T,H,W]` of `logits [B,T,h,w,1]`: squashed, then enlarged, corners
         aligned, as Torch's image package does."""
-        probs = jax.nn.sigmoid(logits.astype(jnp.float32))
+        probs = jax.nn.sigmoid(logits.astype(jnp.float32) / float(self.config.temperature))
         return resize_bilinear(probs, size, align_corners=True)[..., 0]
