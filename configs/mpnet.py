@@ -152,7 +152,7 @@ def light(config: ConfigDict) -> None:
     config.optim.ema = 0.998
 
     config.predict.crf = ""
-    config.predict.flow = "tvl1_fast"
+    config.predict.flow = "tvl1:longest=448,warps=3,iterations=10"
     config.predict.refine = "agnn"
 
     config.train.total_steps = 4000

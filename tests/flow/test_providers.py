@@ -64,6 +64,7 @@ def test_shrinking_averages_whole_cells():
         ("tvl1:wraps=3", r"no option 'wraps=3': write NAME:option=value with the options scale"),
         ("tvl1:warps=many", r"warps='many' is no int"),
         ("tvl1:scale=2", r"scale must lie in \(0, 1\], got 2\.0"),
+        ("tvl1:longest=-1", "longest must be a number of pixels, got -1"),
         ("skimage_tvl1:x=1", "with the options none"),
     ],
 )
@@ -72,6 +73,17 @@ def test_wrong_specifications_are_explained(spec, message):
         pytest.importorskip("skimage")
     with pytest.raises(ConfigError, match=message):
         make_provider(spec)
+
+
+@pytest.mark.parametrize("kind", ["lk", "tvl1"])
+def test_the_longest_side_sets_the_scale(kind):
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (2, 24, 40, 3)).astype(np.uint8)
+    options = "levels=1,warps=1"
+    half = make_provider(f"{kind}:scale=0.5,{options}")(frames)
+    np.testing.assert_array_equal(make_provider(f"{kind}:longest=20,{options}")(frames), half)
+    whole = make_provider(f"{kind}:{options}")(frames)
+    np.testing.assert_array_equal(make_provider(f"{kind}:longest=40,{options}")(frames), whole)
 
 
 @pytest.mark.parametrize("spec", ["opencv_dis", "opencv_farneback", "skimage_tvl1"])

@@ -65,6 +65,7 @@ class JaxProvider(FlowProvider):
     Args:
       function: takes RGB 0..255.
       scale: resolution at which the estimator works; 0.5 is several times faster and blurs edges.
+      longest: at most so many pixels on the longer side, whatever the video's size; 0: no limit.
       batch: pairs per call; None: one on CPUs, where that is as fast, else four.
     """
 
@@ -74,21 +75,25 @@ class JaxProvider(FlowProvider):
         function: Callable[[jax.Array, jax.Array], jax.Array],
         *,
         scale: float = 1.0,
+        longest: int = 0,
         batch: int | None = None,
     ):
         if not 0 < scale <= 1:
             raise ConfigError(f"{name}: scale must lie in (0, 1], got {scale}")
+        if longest < 0:
+            raise ConfigError(f"{name}: longest must be a number of pixels, got {longest}")
         self.name, self.batch = name, batch or (1 if jax.default_backend() == "cpu" else 4)
 
         def run(first: jax.Array, second: jax.Array) -> jax.Array:
             size = first.shape[1:3]
             pair = [x.astype(jnp.float32) for x in (first, second)]
-            if scale < 1:
+            ratio = min(scale, longest / max(size)) if longest else scale
+            if ratio < 1:
                 # averaged, not sampled: at half size each pixel is the mean of four
-                small = tuple(max(1, round(n * scale)) for n in size)
+                small = tuple(max(1, round(n * ratio)) for n in size)
                 pair = [resize_area(x, small) for x in pair]
             flow = function(*pair)
-            return resize_flow(flow, size) if scale < 1 else flow
+            return resize_flow(flow, size) if ratio < 1 else flow
 
         self._run = jax.jit(run)
 
@@ -263,16 +268,17 @@ class PrecomputedFlow(FlowProvider):
 # ----- by name --------------------------------------------------------------------------------
 
 
-def _tvl1(name: str, *, scale: float = 1.0, **options: Any) -> FlowProvider:
-    return JaxProvider(name, functools.partial(tvl1_flow, **options), scale=scale)
+def _tvl1(name: str, *, scale: float = 1.0, longest: int = 0, **options: Any) -> FlowProvider:
+    return JaxProvider(name, functools.partial(tvl1_flow, **options), scale=scale, longest=longest)
 
 
 def _tvl1_fast(name: str, **options: Any) -> FlowProvider:
     return _tvl1(name, **{"scale": 0.5, "levels": 4, "warps": 3, "iterations": 10, **options})
 
 
-def _lk(name: str, *, scale: float = 1.0, **options: Any) -> FlowProvider:
-    return JaxProvider(name, functools.partial(lucas_kanade_flow, **options), scale=scale)
+def _lk(name: str, *, scale: float = 1.0, longest: int = 0, **options: Any) -> FlowProvider:
+    function = functools.partial(lucas_kanade_flow, **options)
+    return JaxProvider(name, function, scale=scale, longest=longest)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,7 +289,7 @@ class _Entry:
 
 
 _TVL1_OPTIONS = {
-    "scale": float, "levels": int, "warps": int, "iterations": int, "lambda_": float,
+    "scale": float, "longest": int, "levels": int, "warps": int, "iterations": int, "lambda_": float,
     "theta": float, "tau": float, "median": bool,
 }  # fmt: skip
 #: Every estimator by name.
@@ -293,7 +299,14 @@ PROVIDERS: dict[str, _Entry] = {
     "lk": _Entry(
         _lk,
         "iterative Lucas-Kanade",
-        {"scale": float, "levels": int, "warps": int, "radius": int, "median": bool},
+        {
+            "scale": float,
+            "longest": int,
+            "levels": int,
+            "warps": int,
+            "radius": int,
+            "median": bool,
+        },
     ),
     "pwc_lite": _Entry(_network, "a small PWC-Net, WEIGHTS after the colon", {"weights": str}),
     "flownets": _Entry(_network, "FlowNetS, WEIGHTS after the colon", {"weights": str}),
