@@ -126,8 +126,18 @@ def full() -> ConfigDict:
 
 
 def small(config: ConfigDict) -> None:
-    """Networks small enough for a CPU, on synthetic video; not shown to learn, see the docs."""
-    synthetic(config, "fast", 400)
+    """Networks small enough for a CPU, on rendered clips with estimated flow.
+
+        python tools/render_clips.py --out data/clips --count 1600 --processes 2
+        python tools/compute_flow.py data/clips/videos --out data/clips/dis_ahead \\
+            --provider opencv_dis
+    """
+    synthetic(config, "fast", 600)
+    videos = {"name": "folder", "root": "data/clips/videos", "weight": 1.0}
+    config.data.train = (
+        {**videos, "group": "default"},
+        {**videos, "group": "flow", "flow": "../dis_ahead", "clips": "flow"},
+    )
     model = config.model
     model.stem = 16
     model.widths = (16, 32, 64)

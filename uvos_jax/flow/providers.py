@@ -289,8 +289,8 @@ class _Entry:
 
 
 _TVL1_OPTIONS = {
-    "scale": float, "longest": int, "levels": int, "warps": int, "iterations": int, "lambda_": float,
-    "theta": float, "tau": float, "median": bool,
+    "scale": float, "longest": int, "levels": int, "warps": int, "iterations": int,
+    "lambda_": float, "theta": float, "tau": float, "median": bool,
 }  # fmt: skip
 #: Every estimator by name.
 PROVIDERS: dict[str, _Entry] = {
