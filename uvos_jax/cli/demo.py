@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
             reports.append(ClipReport(name, clip["frames"], clip["masks"], _stack(labels), j, f))
             if not sys.stderr.isatty():
                 print(f"  {name}: J {float(j.mean()):.3f}  F {float(f.mean()):.3f}", flush=True)
-    table = Table(title="demo clips, packaged weights, no CRF")
+    table = Table(title="demo clips, packaged weights")
     for heading in ("clip", "J", "F"):
         table.add_column(heading, justify="left" if heading == "clip" else "right")
     for report in reports:
