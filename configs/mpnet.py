@@ -103,7 +103,7 @@ def full() -> ConfigDict:
 def light(config: ConfigDict) -> None:
     """The packaged default: our own recipe on synthetic clips, half a million parameters.
 
-        python tools/render_clips.py --out data/clips --count 1600 --processes 2
+        python tools/render_clips.py --out data/clips --count 2600 --processes 2
         python tools/compute_flow.py data/clips/videos --out data/clips/tvl1 --direction backward \\
             --provider tvl1:warps=3,iterations=10
         python tools/compute_flow.py data/clips/videos --out data/clips/dis --direction backward \\

@@ -132,7 +132,7 @@ def small(config: ConfigDict) -> None:
         python tools/compute_flow.py data/clips/videos --out data/clips/dis_ahead \\
             --provider opencv_dis
     """
-    synthetic(config, "fast", 600)
+    from_scratch(config, 600)
     videos = {"name": "folder", "root": "data/clips/videos", "weight": 1.0}
     config.data.train = (
         {**videos, "group": "default"},
@@ -158,7 +158,12 @@ def small(config: ConfigDict) -> None:
 
 def tiny(config: ConfigDict) -> None:
     """Every layer, stage and option of `full` at 48x64 on synthetic video with exact flow."""
-    synthetic(config, "test", 15)
+    from_scratch(config, 15)
+    common = {"name": "synthetic", "weight": 1.0, "preset": "test"}
+    config.data.train = (
+        {**common, "group": "default"},
+        {**common, "group": "flow", "flow": True, "clip_len": 2, "label": "moving"},
+    )
     model = config.model
     model.stem = 8
     model.widths = (8, 16, 32)
@@ -176,13 +181,8 @@ def tiny(config: ConfigDict) -> None:
     config.train.checkpoint_every = 15
 
 
-def synthetic(config: ConfigDict, preset: str, steps: int) -> None:
-    """Both stages from scratch on generated video, `steps` steps each."""
-    common = {"name": "synthetic", "weight": 1.0, "preset": preset}
-    config.data.train = (
-        {**common, "group": "default"},
-        {**common, "group": "flow", "flow": True, "clip_len": 2, "label": "moving"},
-    )
+def from_scratch(config: ConfigDict, steps: int) -> None:
+    """Both stages without anything to start from, `steps` steps each."""
     config.data.eval = ()
     config.data.batch_size = 8
     config.model.student_steps = config.model.teacher_steps = steps

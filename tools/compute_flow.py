@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import multiprocessing
 import os
 import sys
 import time
 from pathlib import Path
 
-from uvos_jax.cli.common import parse_shard
+from uvos_jax.cli.common import parse_shard, print_error, process_pool
 from uvos_jax.cli.flow import add_flow_options
 from uvos_jax.cli.predict import expand, unique_names
 from uvos_jax.errors import ConfigError, UvosError
@@ -40,8 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return run(args)
     except UvosError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return print_error(error)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -72,9 +70,7 @@ def run(args: argparse.Namespace) -> int:
         for done, job in enumerate(jobs, start=1):
             total += report(compute_sequence(*job), done)
     else:
-        # spawned, not forked: JAX has threads
-        context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(args.processes, context) as pool:
+        with process_pool(args.processes) as pool:
             futures = [pool.submit(compute_sequence, *job) for job in jobs]
             try:
                 for done, future in enumerate(concurrent.futures.as_completed(futures), start=1):

@@ -54,6 +54,7 @@ def main(argv: list[str]) -> int:
     import jax
 
     from uvos_jax import config as configs
+    from uvos_jax.cli.common import print_error
     from uvos_jax.errors import ConfigError, UvosError
     from uvos_jax.train import mesh as meshes
     from uvos_jax.train import pod, stages
@@ -87,8 +88,7 @@ def main(argv: list[str]) -> int:
         if not shown:
             raise ConfigError(f"the recipe of {args.config} has no phase {args.phase!r}")
     except UvosError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return print_error(error)
     return 0
 
 

@@ -11,9 +11,7 @@ stay, so a call that was cut short goes on; `--start` continues a set.
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
 import json
-import multiprocessing
 import os
 import shutil
 import sys
@@ -21,10 +19,8 @@ import time
 from pathlib import Path
 
 from uvos_jax import synthetic
+from uvos_jax.cli.common import print_error, process_pool
 from uvos_jax.errors import ConfigError, UvosError
-
-#: Clips rendered by one call of the compiled program.
-AT_ONCE = 8
 
 
 def write_clip(out: Path, name: str, frames, masks, flow) -> None:
@@ -49,25 +45,16 @@ def write_clip(out: Path, name: str, frames, masks, flow) -> None:
 def render(out: str, indices: list[int], cfg: synthetic.SceneConfig, seed: int) -> int:
     """Renders the clips of these indices that are not there yet; returns how many."""
     import jax
-    import numpy as np
 
     missing = [i for i in indices if not (Path(out) / "videos" / f"{i:06d}").is_dir()]
     wanted = ("video", "mask", "flow_bw")
-
-    @jax.jit
-    def clips(index):
-        base = jax.random.key(seed)
-        return jax.lax.map(
-            lambda i: synthetic.clip(jax.random.fold_in(base, i), cfg, wanted), index
+    rendered = jax.jit(lambda i: synthetic.clip(synthetic.clip_key(seed, i), cfg, wanted))
+    for index in missing:
+        record = jax.device_get(rendered(index))
+        example = synthetic.to_example(record)
+        write_clip(
+            Path(out), f"{index:06d}", example["frames"], example["masks"], record["flow_bw"]
         )
-
-    for first in range(0, len(missing), AT_ONCE):
-        chunk = missing[first : first + AT_ONCE]
-        padded = np.asarray(chunk + chunk[:1] * (AT_ONCE - len(chunk)))
-        record = jax.device_get(clips(padded))
-        video = np.round(record["video"] * 255).astype(np.uint8)
-        for k, index in enumerate(chunk):
-            write_clip(Path(out), f"{index:06d}", video[k], record["mask"][k], record["flow_bw"][k])
     return len(missing)
 
 
@@ -88,8 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return run(args)
     except UvosError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return print_error(error)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -123,10 +109,7 @@ def run(args: argparse.Namespace) -> int:
     if N == 1:
         total = render(str(out), indices, cfg, args.seed)
     else:
-        # spawned, not forked: JAX has threads
-        with concurrent.futures.ProcessPoolExecutor(
-            N, mp_context=multiprocessing.get_context("spawn")
-        ) as pool:
+        with process_pool(N) as pool:
             jobs = [pool.submit(render, str(out), indices[i::N], cfg, args.seed) for i in range(N)]
             total = sum(job.result() for job in jobs)
     print(f"{out}: {total} clips rendered, {len(indices) - total} were there, "

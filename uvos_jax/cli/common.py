@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import contextlib
+import multiprocessing
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 from uvos_jax import registry
-from uvos_jax.errors import CheckpointError, ConfigError
+from uvos_jax.errors import CheckpointError, ConfigError, UvosError
 
 
 def make_predictor(args: argparse.Namespace) -> Any:
@@ -42,6 +44,17 @@ def make_predictor(args: argparse.Namespace) -> Any:
             "they are), or train (`uvos train`)"
         )
     return Predictor.load(args.weights, args.system, **options)
+
+
+def print_error(error: UvosError) -> int:
+    """Prints an error as one line and returns the exit code that goes with it."""
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
+
+
+def process_pool(count: int) -> concurrent.futures.ProcessPoolExecutor:
+    """Processes that are spawned, not forked: JAX has threads."""
+    return concurrent.futures.ProcessPoolExecutor(count, multiprocessing.get_context("spawn"))
 
 
 def parse_shard(text: str) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from uvos_jax import __version__
+from uvos_jax.cli.common import print_error
 from uvos_jax.errors import UvosError
 
 #: Subcommands in the order of `--help`, and what each does in a few words.
@@ -66,8 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.overrides = overrides
         return args.run(args)
     except UvosError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return print_error(error)
     except BrokenPipeError:
         # The reader of a pipe left (`uvos list | head`): not an error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import copy
-import multiprocessing
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from uvos_jax.cli.common import make_predictor, parse_shard, progress_bar
+from uvos_jax.cli.common import make_predictor, parse_shard, process_pool, progress_bar
 from uvos_jax.errors import ConfigError, DataError
 
 EPILOG = """examples:
@@ -169,31 +168,20 @@ def check_object_options(args: argparse.Namespace) -> None:
             )
 
 
-def share(args: argparse.Namespace, videos: list[Path]) -> list[list[Path]]:
-    """The videos of each process of this machine, every N-th of those of its shard."""
-    index, count = parse_shard(args.shard)
-    if args.processes < 1:
-        raise ConfigError(f"--processes must be at least 1, got {args.processes}")
-    mine = videos[index::count]
-    parts = [mine[i :: args.processes] for i in range(args.processes)]
-    return [part for part in parts if part]
-
-
-def run_processes(args: argparse.Namespace, parts: list[list[Path]]) -> int:
-    """Every part in a process of its own.
+def run_processes(args: argparse.Namespace, videos: list[Path]) -> int:
+    """Every process takes every N-th of the videos.
 
     Raises:
       UvosError: what the first process to fail raised; the others finish their videos.
       DataError: a process was killed.
     """
     jobs = []
-    for part in parts:
+    for i in range(min(args.processes, len(videos))):
         job = copy.copy(args)
+        part = videos[i :: args.processes]
         job.videos, job.processes, job.shard = [str(v) for v in part], 1, "0/1"
         jobs.append(job)
-    # spawned, not forked: JAX has threads
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(len(jobs), mp_context=context) as pool:
+    with process_pool(len(jobs)) as pool:
         try:
             codes = [future.result() for future in [pool.submit(run, job) for job in jobs]]
         except concurrent.futures.process.BrokenProcessPool:
@@ -228,13 +216,14 @@ def run(args: argparse.Namespace) -> int:
     check_object_options(args)
     if args.teach is not None and args.no_adapt:
         raise ConfigError("--teach adapts and --no-adapt forbids it: give one of the two")
+    index, count = parse_shard(args.shard)
+    if args.processes < 1:
+        raise ConfigError(f"--processes must be at least 1, got {args.processes}")
     videos = expand(args.videos)
-    unique_names(videos)  # of all shards: two of them would write to one folder
-    parts = share(args, videos)
-    if len(parts) > 1:
-        return run_processes(args, parts)
-    videos = parts[0] if parts else []
-    names = unique_names(videos)
+    names = unique_names(videos)  # of all shards: two of them would write to one folder
+    videos, names = videos[index::count], names[index::count]
+    if min(args.processes, len(videos)) > 1:
+        return run_processes(args, videos)
     if args.first_mask is not None and len(videos) > 1 and not Path(args.first_mask).is_dir():
         raise ConfigError(
             f"--first-mask {args.first_mask} is one mask for {len(videos)} videos: give a folder "

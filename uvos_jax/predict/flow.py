@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
@@ -95,34 +96,15 @@ def with_both_flows(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields every frame with `[H,W,4]`: its flow to the previous and to the next frame.
 
-    Computed for `batch` pairs at a time; a frame leaves once the next one is there. What the frames
-    at both ends lack is the negated flow to their only neighbour.
+    A frame leaves once the flow of its batch of pairs is known. What the frames at both ends lack
+    is the negated flow to their only neighbour.
     """
-    held: list[np.ndarray] = []
-    back: np.ndarray | None = None
-
-    def done() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        nonlocal back
-        ahead, behind = flow(np.stack(held)), flow(np.stack(held[::-1]))[::-1]
-        for i, frame in enumerate(held[:-1]):
-            before = behind[i - 1] if i else -ahead[0] if back is None else back
-            yield frame, np.concatenate([before, ahead[i]], axis=-1)
-        back = behind[-1]
-
-    for frame in frames:
-        held.append(frame)
-        if len(held) == batch + 1:
-            yield from done()
-            held = held[-1:]
-    if len(held) > 1:
-        yield from done()
-        held = held[-1:]
-    if not held:
-        return
-    if back is None:
-        log.warning(LONE_FRAME)
-        back = np.zeros((*held[0].shape[:2], 2), np.float32)
-    yield held[0], np.concatenate([back, -back], axis=-1)
+    ahead, behind = (
+        with_flow(copy, flow, batch, direction=direction)
+        for copy, direction in zip(itertools.tee(frames), ("forward", "backward"), strict=True)
+    )
+    for (frame, to_next), (_, to_previous) in zip(ahead, behind, strict=True):
+        yield frame, np.concatenate([to_previous, to_next], axis=-1)
 
 
 def with_track(

@@ -101,14 +101,10 @@ class Predictor:
             )
         if chunk is not None and chunk < 1:
             raise ConfigError(f"chunk must be at least 1, got {chunk}")
-        if crf:
+        for preset in filter(None, (crf, refine)):
             from uvos_jax.ops.crf import get_preset
 
-            get_preset(crf)
-        if refine:
-            from uvos_jax.ops.crf import get_preset
-
-            get_preset(refine)
+            get_preset(preset)
         self.system, self.crf, self.threshold = system, crf or None, threshold
         self.refine = refine or None
         self.flip = flip

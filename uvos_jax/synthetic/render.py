@@ -61,6 +61,7 @@ def _frame(scene: dict, t: jax.Array, cfg: SceneConfig, wanted: frozenset[str]) 
     camera, photometric = scene["camera"], scene["photometric"]
     x = pixel_grid(cfg)
     need_color, need_flow = "video" in wanted, bool(wanted & {"flow_fw", "occ_fw"})
+    need_depth = "depth" in wanted
     need_back = bool(wanted & {"flow_bw", "occ_bw"})
     sun = jnp.stack(
         [jnp.cos(photometric["light_direction"]), jnp.sin(photometric["light_direction"])]
@@ -73,7 +74,9 @@ def _frame(scene: dict, t: jax.Array, cfg: SceneConfig, wanted: frozenset[str]) 
         new = {**carry, "next": index + 1}
         new["layer"] = jnp.where(on_top, index, carry["layer"])
         new["id"] = jnp.where(on_top, layer["id"], carry["id"])
-        new["depth"] = jnp.where(on_top, motion.depth(camera, layer, x, t), carry["depth"])
+        if need_depth:
+            depth = motion.depth(camera, layer, x, t)
+            new["depth"] = jnp.where(on_top, depth, carry["depth"])
         if need_color:
             color = textures.surface_color(layer["texture"], u)
             # Rounded look: darker towards the rim, lighter towards the sun.
@@ -101,13 +104,13 @@ def _frame(scene: dict, t: jax.Array, cfg: SceneConfig, wanted: frozenset[str]) 
             new["behind"] = jnp.where(on_top[..., None], behind, carry["behind"])
         return new, None
 
-    plane = jnp.zeros(cfg.size)
     carry = {
         "next": jnp.zeros((), jnp.int32),
         "layer": jnp.zeros(cfg.size, jnp.int32),
         "id": jnp.zeros(cfg.size, jnp.int32),
-        "depth": plane,
     }
+    if need_depth:
+        carry["depth"] = jnp.zeros(cfg.size)
     if need_color:
         carry["rgb"] = jnp.zeros((*cfg.size, 3))
     if need_flow:
@@ -115,7 +118,9 @@ def _frame(scene: dict, t: jax.Array, cfg: SceneConfig, wanted: frozenset[str]) 
     if need_back:
         carry["behind"] = x
     carry, _ = jax.lax.scan(step, carry, scene["layers"])
-    out = {"ids": carry["id"], "depth": carry["depth"]}
+    out = {"ids": carry["id"]}
+    if need_depth:
+        out["depth"] = carry["depth"]
     if need_color:
         out["video"] = carry["rgb"] * _light(photometric, x, cfg)[..., None]
     for name, key, sign in (("fw", "ahead", 1), ("bw", "behind", -1)):

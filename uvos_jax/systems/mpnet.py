@@ -8,11 +8,11 @@ proposals cover a pixel, and refined by a dense CRF (preset `mpnet`).
 
 Followed is the authors' Torch7 release. The angle is unsigned, `arccos(u / |w|)`, and mirrored
 examples keep it as it is (here they are mirrored first, which is what flow does in a mirror).
-`angle_mode` offers `atan2`, `sincos`, plain vectors (`raw`), and vectors
-beside what the camera's motion leaves of them (`residual`, ours). `eight_bit` repeats the release's
-detour over 8-bit files. `model_paper.dat` enlarges by two where `model_new.dat` enlarges to the
-skip connection; where 32 divides both sides the two are taken to be one network. The last frame has
-no flow and no result in the release; here it gets the flow its engine supplies.
+`angle_mode` offers `atan2`, `sincos`, plain vectors (`raw`), and vectors beside what the camera's
+motion leaves of them (`residual`, ours). `eight_bit` repeats the release's detour over 8-bit files.
+`model_paper.dat` enlarges by two where `model_new.dat` enlarges to the skip connection; where 32
+divides both sides the two are taken to be one network. The last frame has no flow and no result in
+the release; here it gets the flow its engine supplies.
 
 Ours, off unless configured: `flow_direction`: with `backward` a stream needs no look-ahead, with
 `both` the log-odds by the flow to both neighbours are averaged; `temperature` divides log-odds, so
@@ -297,12 +297,11 @@ class MPNet(System):
         With flow in both directions log-odds are averaged: flow spills over the edges of an object
         on one side in one direction, on the other side in the other.
         """
-        flow = jnp.asarray(chunk["flow"])
-        ways = [flow[..., i : i + 2] for i in range(0, flow.shape[-1], 2)]
-        logits = [
-            self.apply(variables, {**chunk, "flow": way}, train=False)[0]["logits"] for way in ways
-        ]
-        probs = self.probabilities(sum(logits) / len(logits), flow.shape[2:4])
+        ways = jnp.split(jnp.asarray(chunk["flow"]), chunk["flow"].shape[-1] // 2, axis=-1)
+        # one after the other along time: the network is compiled once
+        outputs, _ = self.apply(variables, {"flow": jnp.concatenate(ways, axis=1)}, train=False)
+        logits = jnp.split(outputs["logits"], len(ways), axis=1)
+        probs = self.probabilities(sum(logits) / len(ways), ways[0].shape[2:4])
         if self.config.memory:
             state, probs = self.remember(state, probs, ways[0])
         return state, combine(probs, chunk.get("objectness", NEUTRAL))
