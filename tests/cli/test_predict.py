@@ -220,3 +220,25 @@ def test_shards_and_processes_share_the_videos_of_a_corpus(
         assert len(list((tmp_path / "o" / f"v{i}").glob("*.png"))) == 2
     assert "expected I/N with 0 <= I < N" in refused(*command, "--shard", "2/2")
     assert "--processes must be at least 1, got 0" in refused(*command, "--processes", "0")
+
+
+def test_videos_that_share_calls_of_the_network_get_the_same_masks(
+    tmp_path, weights, uvos_command, refused
+):
+    for i in range(4):
+        write_frames(tmp_path / "corpus" / f"v{i}", scene(2 + i, (36, 50), seed=i))
+    command = ("predict", tmp_path / "corpus", "--weights", weights, "--out")
+    assert uvos_command(*command, tmp_path / "alone")[0] == 0
+    code, out, _ = uvos_command(*command, tmp_path / "o", "--batch", "3", "--shard", "auto")
+    assert code == 0
+    assert sorted(line.split(":")[0] for line in out.splitlines()) == [f"v{i}" for i in range(4)]
+    for path in sorted((tmp_path / "alone").rglob("*.png")):
+        assert (
+            path.read_bytes()
+            == (tmp_path / "o" / path.relative_to(tmp_path / "alone")).read_bytes()
+        )
+    assert "--batch must be at least 1, got 0" in refused(*command, tmp_path / "o", "--batch", "0")
+    line = refused(*command, tmp_path / "o", "--batch", "2", "--instances")
+    assert "leave it or --instances" in line
+    line = refused(*command, tmp_path / "o", "--coordinator", "localhost:1", "--shard", "0/2")
+    assert "give --shard auto" in line

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import contextlib
 import copy
-import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from uvos_jax.cli.common import make_predictor, parse_shard, process_pool, progress_bar
 from uvos_jax.errors import ConfigError, DataError
+from uvos_jax.train import distributed
 
 EPILOG = """examples:
   uvos predict clip.mp4
@@ -23,6 +26,7 @@ EPILOG = """examples:
   uvos predict DAVIS/JPEGImages/480p --system agnn --weights agnn.npz --instances
   uvos predict corpus/ --out masks --skip-existing --processes 4
   uvos predict corpus/ --out masks --skip-existing --shard 3/16    # the fourth of 16 machines
+  uvos predict corpus/ --out masks --skip-existing --batch 16 --shard auto       # on every host
   uvos predict kitchen.mp4 --system teacher_student --weights ts.npz --teach shown_by_hand.mp4
 
 Masks are palette PNGs in the DAVIS layout, OUT/VIDEO/00000.png: 0 background, 1 foreground, or with
@@ -96,9 +100,16 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         "--processes", type=int, default=1, metavar="N", help="share the videos between N processes"
     )
     parser.add_argument(
-        "--shard", default="0/1", metavar="I/N",
-        help="take every N-th video, beginning with number I (from 0): one machine of several",
+        "--batch", type=int, default=1, metavar="N",
+        help="N videos at a time: their windows go through the network in one call, spread over "
+        "the accelerators of this machine",
     )  # fmt: skip
+    parser.add_argument(
+        "--shard", default="0/1", metavar="I/N|auto",
+        help="take every N-th video, beginning with number I (from 0): one machine of several; "
+        "auto: the process of this number of a pod, SLURM or MPI job, or of --coordinator's",
+    )  # fmt: skip
+    distributed.add_arguments(parser)
     return parser
 
 
@@ -180,6 +191,7 @@ def run_processes(args: argparse.Namespace, videos: list[Path]) -> int:
         job = copy.copy(args)
         part = videos[i :: args.processes]
         job.videos, job.processes, job.shard = [str(v) for v in part], 1, "0/1"
+        job.coordinator = None
         jobs.append(job)
     with process_pool(len(jobs)) as pool:
         try:
@@ -207,18 +219,63 @@ def results_of(args: argparse.Namespace, predictor: Any, reader: Any, flow: str 
     return predictor.iter_predict(reader, stream=args.stream)
 
 
+def predict_video(
+    args: argparse.Namespace,
+    predictor: Any,
+    video: Path,
+    name: str,
+    flow: str | None,
+    bar: Callable[..., Any] = progress_bar,
+) -> None:
+    """Writes what the options ask for of one video, unless it is there and may stay.
+
+    Args:
+      bar: context manager `bar(name, frames)` of a function to call for each frame.
+    """
+    from uvos_jax.data.video_io import open_video
+    from uvos_jax.predict.extras import write_extras
+    from uvos_jax.predict.sink import PredictionSink
+
+    if args.skip_existing and (Path(args.out) / name).exists():
+        print(f"{name}: has results, skipped")
+        return
+    reader = open_video(video)
+    sink = PredictionSink(
+        args.out, name, fps=reader.fps, probs="probs" in args.save, video=args.overlay,
+        overwrite=args.overwrite,
+    )  # fmt: skip
+    began, count = time.monotonic(), 0
+    with sink, bar(name, reader.num_frames) as advance:
+        for result in results_of(args, predictor, reader, flow):
+            sink.write(result)
+            count += 1
+            advance()
+    speed = count / max(time.monotonic() - began, 1e-9)
+    extra = f", {sink.overlay_path}" if args.overlay else ""
+    lines = [f"{name}: {count} masks in {sink.final}{extra} ({speed:.1f} frames/s)"]
+    if "geometry" in args.save:
+        folder = Path(args.out) / "geometry" / name
+        lines.append(f"{name}: {write_extras(predictor, video, folder, overwrite=args.overwrite)}")
+    print("\n".join(lines), flush=True)
+
+
 def run(args: argparse.Namespace) -> int:
     """Runs the subcommand."""
-    from uvos_jax.data.video_io import open_video
+    from uvos_jax.predict.batched import Together
     from uvos_jax.predict.objects import check_mode
-    from uvos_jax.predict.sink import PredictionSink
 
     check_object_options(args)
     if args.teach is not None and args.no_adapt:
         raise ConfigError("--teach adapts and --no-adapt forbids it: give one of the two")
-    index, count = parse_shard(args.shard)
-    if args.processes < 1:
-        raise ConfigError(f"--processes must be at least 1, got {args.processes}")
+    index, count = shard_of(args)
+    for option in ("processes", "batch"):
+        if getattr(args, option) < 1:
+            raise ConfigError(f"--{option} must be at least 1, got {getattr(args, option)}")
+    if args.batch > 1 and (args.instances or args.first_mask is not None):
+        raise ConfigError(
+            f"--batch {args.batch} shares calls of the network for masks alone: leave it or "
+            "--instances and --first-mask out"
+        )
     videos = expand(args.videos)
     names = unique_names(videos)  # of all shards: two of them would write to one folder
     videos, names = videos[index::count], names[index::count]
@@ -241,7 +298,7 @@ def run(args: argparse.Namespace) -> int:
             predictor.read_flow(flow)
             flow = None
     if "geometry" in args.save:
-        from uvos_jax.predict.extras import check_extras, write_extras
+        from uvos_jax.predict.extras import check_extras
 
         for name in names:
             if not (args.skip_existing and (Path(args.out) / name).exists()):
@@ -249,26 +306,44 @@ def run(args: argparse.Namespace) -> int:
                 check_extras(predictor.system, folder, overwrite=args.overwrite)
     if args.teach is not None:
         predictor = predictor.taught(args.teach)
-    for video, name in zip(videos, names, strict=True):
-        if args.skip_existing and (Path(args.out) / name).exists():
-            print(f"{name}: has results, skipped")
-            continue
-        reader = open_video(video)
-        sink = PredictionSink(
-            args.out, name, fps=reader.fps, probs="probs" in args.save, video=args.overlay,
-            overwrite=args.overwrite,
-        )  # fmt: skip
-        began, count = time.monotonic(), 0
-        with sink, progress_bar(name, reader.num_frames) as advance:
-            for result in results_of(args, predictor, reader, flow):
-                sink.write(result)
-                count += 1
-                advance()
-        speed = count / max(time.monotonic() - began, 1e-9)
-        extra = f", {sink.overlay_path}" if args.overlay else ""
-        print(f"{name}: {count} masks in {sink.final}{extra} ({speed:.1f} frames/s)")
-        if "geometry" in args.save:
-            folder = Path(args.out) / "geometry" / name
-            print(f"{name}: {write_extras(predictor, video, folder, overwrite=args.overwrite)}")
-        sys.stdout.flush()
+    jobs = list(zip(videos, names, strict=True))
+    if args.batch == 1:
+        for video, name in jobs:
+            predict_video(args, predictor, video, name, flow)
+        return 0
+    together = Together(predictor, args.batch)
+    title = f"{len(jobs)} videos"
+    with progress_bar(title, None) as advance, ThreadPoolExecutor(args.batch) as pool:
+
+        def work(video: Path, name: str) -> None:
+            with together.joined() as shared:
+                predict_video(
+                    args, shared, video, name, flow, lambda *_: contextlib.nullcontext(advance)
+                )
+
+        finish([pool.submit(work, video, name) for video, name in jobs])
     return 0
+
+
+def shard_of(args: argparse.Namespace) -> tuple[int, int]:
+    """Number of this process and of all that share the videos.
+
+    Raises:
+      ConfigError: `--shard` that is neither I/N nor auto, or a coordinator without auto.
+    """
+    if args.shard != "auto":
+        if args.coordinator:
+            raise ConfigError(
+                f"--coordinator numbers the processes itself: give --shard auto, not {args.shard}"
+            )
+        return parse_shard(args.shard)
+    import jax
+
+    distributed.initialize(args.coordinator, args.num_processes, args.process_id)
+    return jax.process_index(), jax.process_count()
+
+
+def finish(futures: list[Future]) -> list[Any]:
+    """Results of all, when all have ended; the first exception, if any, is raised then."""
+    concurrent.futures.wait(futures)
+    return [future.result() for future in futures]

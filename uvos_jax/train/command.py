@@ -10,6 +10,7 @@ from typing import Any
 
 from uvos_jax import config as configs
 from uvos_jax.errors import ConfigError, UvosError
+from uvos_jax.train import distributed
 
 EPILOG = """examples:
   uvos train --config configs/cosnet.py:tiny --workdir runs/tiny
@@ -23,9 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="config file or name, with :variant")
     parser.add_argument("--workdir", required=True, help="logs, checkpoints, final weights")
     parser.add_argument("--init-from", "--init_from", help="weights to start from")
-    parser.add_argument("--coordinator", help="host:port of process 0, for several processes")
-    parser.add_argument("--num-processes", "--num_processes", type=int)
-    parser.add_argument("--process-id", "--process_id", type=int)
+    distributed.add_arguments(parser)
     parser.add_argument(
         "--profile",
         type=int,
@@ -57,8 +56,6 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]
 
 def run(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     """Trains as the parsed flags say; returns the exit status."""
-    from uvos_jax.train import distributed
-
     config: Any = configs.load_config(args.config)
     configs.override(config, overrides)
     if args.init_from:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import os
-
-import jax
 
 #: Variables that show a cluster `jax.distributed.initialize` recognises by itself.
 CLUSTER_VARIABLES = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that join processes on several machines where no cluster is recognised."""
+    parser.add_argument("--coordinator", help="host:port of process 0, for several processes")
+    parser.add_argument("--num-processes", "--num_processes", type=int)
+    parser.add_argument("--process-id", "--process_id", type=int)
 
 
 def initialize(
@@ -18,6 +24,8 @@ def initialize(
     Explicit arguments win; else SLURM, Open MPI or a TPU pod slice is recognised from the
     environment. Must run before any other use of JAX.
     """
+    import jax
+
     if coordinator:
         jax.distributed.initialize(coordinator, num_processes, process_id)
         return
