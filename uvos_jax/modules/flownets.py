@@ -245,12 +245,15 @@ class PWCNet(nn.Module):
       radius: search radius of the cost volume in pixels of the level.
       dense_widths: channels of the densely connected decoder convolutions.
       context: whether a dilated network refines the finest flow.
+      normalize: whether features are standardised before they are compared (over the maps of both
+        images together), without which a small network hardly starts to learn (UFlow, section 3).
     """
 
     widths: Sequence[int] = (8, 16, 24, 32, 48)
     radius: int = 3
     dense_widths: Sequence[int] = (48, 32, 24, 16)
     context: bool = False
+    normalize: bool = True
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -281,6 +284,8 @@ class PWCNet(nn.Module):
         flow = up_flow = up_features = None
         for level in range(levels, 1, -1):
             left, right = pyramid[level][:B], pyramid[level][B:]
+            if self.normalize:
+                left, right = _standardized(left, right)
             if up_flow is not None:
                 right = backward_warp(right, up_flow * (FLOW_UNIT / 2**level), padding="zeros")
             volume = _leaky(correlation(left, right, self.radius))
@@ -289,7 +294,7 @@ class PWCNet(nn.Module):
             for i, width in enumerate(self.dense_widths):
                 y = self._conv(width, f"decode{level}_{i}")(x)
                 x = jnp.concatenate([_leaky(y), x], axis=-1)
-            flow = self._conv(2, f"predict_flow{level}")(x).astype(jnp.float32)
+            flow = self._flow(f"predict_flow{level}")(x).astype(jnp.float32)
             if level > 2:
                 up = {"use_bias": True, "dtype": self.dtype}
                 up_flow = ConvTranspose(2, **up, name=f"upsample_flow{level}")(flow)
@@ -301,7 +306,12 @@ class PWCNet(nn.Module):
         return outputs
 
     def _conv(self, width: int, name: str, **kwargs: Any) -> Conv:
-        return Conv(width, 3, use_bias=True, dtype=self.dtype, kernel_init=_HE, name=name, **kwargs)
+        kwargs = {"kernel_init": _HE, **kwargs}
+        return Conv(width, 3, use_bias=True, dtype=self.dtype, name=name, **kwargs)
+
+    def _flow(self, name: str) -> Conv:
+        # nearly no motion at first: warping by random flow would hide what the costs say
+        return self._conv(2, name, kernel_init=nn.initializers.normal(1e-3))
 
     def _pyramid(self, x: jax.Array) -> dict[int, jax.Array]:
         maps = {}
@@ -315,7 +325,16 @@ class PWCNet(nn.Module):
         layers = ((128, 1), (128, 2), (128, 4), (96, 8), (64, 16), (32, 1))
         for i, (width, dilation) in enumerate(layers):
             x = _leaky(self._conv(width, f"refine{i}", dilation=dilation)(x))
-        return self._conv(2, "refine_flow")(x).astype(jnp.float32)
+        return self._flow("refine_flow")(x).astype(jnp.float32)
+
+
+def _standardized(left: jax.Array, right: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Both maps with mean 0 and variance 1 over the two together, for each example."""
+    both = jnp.stack([left, right]).astype(jnp.float32)
+    mean = both.mean((0, 2, 3, 4), keepdims=True)
+    scale = jax.lax.rsqrt(both.var((0, 2, 3, 4), keepdims=True) + 1e-6)
+    both = ((both - mean) * scale).astype(left.dtype)
+    return both[0], both[1]
 
 
 #: Arguments of `PWCNet` for the network of the paper.
@@ -324,6 +343,7 @@ PWC_FULL: dict[str, Any] = {
     "radius": 4,
     "dense_widths": (128, 128, 96, 64, 32),
     "context": True,
+    "normalize": False,
 }
 
 
