@@ -80,15 +80,15 @@ class PredictionSink:
             with _clear_errors(self.final):
                 if self.video:
                     self._writer.__exit__(None, None, None)
+                    os.replace(self._work / "overlay.mp4", self.overlay_path)
+                # The folder of masks comes last: where it is, everything is.
                 moves = [(self._work / "labels", self.final)]
                 if self.probs:
-                    moves.append((self._work / "probs", self.final_probs))
+                    moves.insert(0, (self._work / "probs", self.final_probs))
                 for source, target in moves:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     shutil.rmtree(target, ignore_errors=True)
                     os.replace(source, target)
-                if self.video:
-                    os.replace(self._work / "overlay.mp4", self.overlay_path)
         finally:
             shutil.rmtree(self._work, ignore_errors=True)
             cleanup.pop_all()
