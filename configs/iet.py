@@ -77,6 +77,9 @@ def full() -> ConfigDict:
     config.model.overlap = 0.8
     config.model.object_threshold = 0.3
     config.model.motion_threshold = 0.05
+    config.model.objects = "network"  # network | motion
+    config.model.embedding_share = 1.0
+    config.model.motion_share = 0.0  # of what the camera's motion leaves, beside the embedding
     # bilateral network and graph cut
     config.model.graph_cut = "exact"  # exact | relaxed
     config.model.smoothness = 1.0
@@ -142,6 +145,10 @@ def light(config: ConfigDict) -> None:
     config.model.head_dilations = (1, 3, 6)
     config.model.embedding = 16
     config.model.input_size = (241, 425)
+    config.model.objects = "motion"
+    config.model.embedding_share = 0.5
+    config.model.motion_share = 3.0
+    config.model.seed_window = 5
     config.data.size = (97, 161)
     config.data.batch_size = 8
     config.optim.lr = 2e-3

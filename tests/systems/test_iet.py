@@ -243,6 +243,24 @@ def test_with_perfect_embeddings_the_moving_object_is_found():
     assert region_similarity(np.asarray(probs) > 0.5, ids == 1) > 0.9
 
 
+def test_what_moves_is_found_by_flow_where_the_network_knows_nothing(monkeypatch):
+    _, _, flow, ids = scene(size=(48, 64))
+    found = {}
+    for name, changes in {
+        "network": {},
+        "motion": {"objects": "motion", "motion_share": 3.0, "embedding_share": 0.5},
+    }.items():
+        system = uvos.build("iet:tiny", **changes)
+        noise = 0.01 * RNG(1).standard_normal((len(ids), 24, 32, 8))
+        blind = jnp.asarray(noise, jnp.float32), jnp.full((len(ids), 24, 32), 0.5)
+        monkeypatch.setattr(system, "encode", lambda variables, frames, blind=blind: blind)
+        chunk = {"frames": jnp.zeros((1, *ids.shape, 3), jnp.uint8), "flow": flow[None]}
+        _, probs = jax.jit(lambda chunk: system.predict({}, (), chunk))(chunk)  # noqa: B023
+        found[name] = region_similarity(np.asarray(probs[0]) > 0.5, ids == 1)
+    assert found["motion"] > 0.6
+    assert found["network"] < 0.3
+
+
 def test_labels_do_not_change_when_all_embeddings_are_shifted():
     system = uvos.build("iet:tiny")
     embedding, objects, flow, _ = scene()
