@@ -66,6 +66,8 @@ def full() -> ConfigDict:
     config.model.flow_direction = "forward"  # forward | backward | both
     config.model.temperature = 1.0  # of log-odds at inference
     config.model.iou_weight = 0.0  # of a soft IoU loss, not in the paper
+    config.model.edges = False  # of the frame, beside the flow, not there
+    config.model.edge_dropout = 0.0  # share of the examples that have none
     config.model.memory = 0.0  # share of the previous frame's log-odds that is kept, not there
     # inference
     config.model.input_size = ()  # frames and flow at their own size ...
@@ -122,6 +124,8 @@ def light(config: ConfigDict) -> None:
     config.model.flow_direction = "both"
     config.model.temperature = 2.0
     config.model.iou_weight = 1.0
+    config.model.edges = True
+    config.model.edge_dropout = 0.5
     config.model.memory = 0.6
     config.model.input_size = (192, 336)
     config.model.network_size = ()

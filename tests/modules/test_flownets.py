@@ -14,10 +14,12 @@ from uvos_jax.convert import flownets as tables
 from uvos_jax.convert.variables import flatten, unflatten
 from uvos_jax.errors import ShapeError
 from uvos_jax.modules.flownets import (
+    FLOW_UNIT,
     PWC_FULL,
     FlowNetC,
     FlowNetS,
     PWCNet,
+    _standardized,
     estimate_flow,
     full_flow,
     padded_size,
@@ -127,6 +129,21 @@ def small_pwc():
     module = PWCNet(widths=(4, 6, 8), radius=1, dense_widths=(6, 4))
     image = jnp.zeros((1, 32, 32, 3))
     return module, jax.jit(module.init)(jax.random.key(0), image, image)
+
+
+def test_pwc_starts_from_hardly_any_motion_and_sees_no_contrast():
+    rng = np.random.default_rng(3)
+    pair = [jnp.asarray(rng.standard_normal((1, 32, 64, 3)), jnp.float32) for _ in range(2)]
+    module = PWCNet(widths=(4, 6, 8), radius=1, dense_widths=(6, 4))
+    variables = jax.jit(module.init)(jax.random.key(0), *pair)
+    flow = jax.jit(module.apply)(variables, *pair)["flow2"]
+    assert float(jnp.abs(flow).max()) * FLOW_UNIT < 1.0  # pixels
+    left, right = _standardized(*pair)
+    scaled = _standardized(*(3.0 * x + 1.0 for x in pair))
+    np.testing.assert_allclose(left, scaled[0], atol=1e-4)
+    both = np.stack([left, right])
+    assert abs(both.mean()) < 1e-5
+    assert abs(both.std() - 1) < 1e-4
 
 
 def test_pwc_net_moves_the_second_image_by_the_coarser_flow(small_pwc):

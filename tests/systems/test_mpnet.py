@@ -280,6 +280,36 @@ def test_flow_in_both_directions_averages_the_log_odds(forgetful_and_not):
     np.testing.assert_allclose(hot, cold, atol=1e-6)
 
 
+def test_edges_are_left_out_of_some_examples_and_averaged_at_inference():
+    system = uvos.build("mpnet:tiny,angle_mode=residual,edges=true,edge_dropout=0.5")
+    shapes = jax.eval_shape(system.init, jax.random.key(0))
+    rng = np.random.default_rng(11)
+    variables = jax.tree.map(
+        lambda x: jnp.asarray(0.1 * rng.standard_normal(x.shape) + 0.05, jnp.float32), shapes
+    )
+    batch = clip(T=1, seed=4)
+    batch = {k: jnp.repeat(v, 16, axis=0) for k, v in batch.items()}
+    pixels = rng.integers(0, 256, batch["frames"].shape)
+    batch["frames"] = jnp.asarray(pixels, jnp.uint8)
+    field = system._field(batch, train=True, rngs={"dropout": jax.random.key(1)})
+    assert field.shape[-1] == 5 + 2
+    left_out = np.asarray((field[..., 5:] == 0).all((1, 2, 3, 4)))
+    assert 0 < left_out.sum() < 16
+    whole = system._field(batch, train=False)
+    np.testing.assert_array_equal(field[~left_out], whole[~left_out])
+
+    one = {k: v[:1] for k, v in batch.items()}
+    seen = whole[:1]
+    logits = [
+        system.module.apply(variables, x)["logits"] for x in (seen, seen.at[..., 5:].set(0.0))
+    ]
+    expected = system.probabilities((logits[0] + logits[1]) / 2, (64, 64))
+    _, found = jax.jit(system.predict)(variables, (), one)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    with pytest.raises(ConfigError, match=r"edge_dropout must lie in \[0, 1\), got 1.0"):
+        uvos.build("mpnet:tiny,edge_dropout=1.0")
+
+
 def test_impossible_memories_are_refused():
     with pytest.raises(ConfigError, match="memory follows flow to the previous frame"):
         uvos.build("mpnet:tiny,memory=0.5")

@@ -17,7 +17,10 @@ the release; here it gets the flow its engine supplies.
 Ours, off unless configured: `flow_direction`: with `backward` a stream needs no look-ahead, with
 `both` the log-odds by the flow to both neighbours are averaged; `temperature` divides log-odds, so
 that a CRF after the network has a say; `memory`, the share of the previous frame's log-odds that is
-carried along the flow and added; a soft IoU loss (`iou_weight`). The packaged default
+carried along the flow and added; a soft IoU loss (`iou_weight`); `edges`, how steep the frame is
+beside its mean (`ops.edges`), by which the network can end objects where the picture does and not
+where blurred flow does, left out of a share of the examples (`edge_dropout`), or it relies too much
+on edges that generated pictures have and real ones have not. The packaged default
 (`configs/mpnet.py:light`) uses them.
 
 Doubtful: how labels of FlyingThings3D were derived in detail, and which noisy clips were left out.
@@ -37,6 +40,7 @@ from uvos_jax.errors import ConfigError, DataError, ShapeError
 from uvos_jax.losses import masks
 from uvos_jax.losses.dice import soft_iou_loss
 from uvos_jax.modules.mpnet_stream import WIDTHS, MPNetStream
+from uvos_jax.ops.edges import edge_contrast
 from uvos_jax.ops.flow import flow_to_angle_magnitude, flow_to_residual, through_8_bits
 from uvos_jax.ops.resize import resize_bilinear, resize_nearest
 from uvos_jax.ops.warp import backward_warp
@@ -48,6 +52,8 @@ FLOW_DIRECTIONS = ("forward", "backward", "both")
 ANGLE_MODES = ("acos", "atan2", "sincos", "raw", "residual")
 #: Objectness that changes nothing: `p (o + 1/2) = p`.
 NEUTRAL = 0.5
+#: Channels of `edge_contrast`.
+EDGES = 2
 #: Probabilities are kept this far from 0 and 1, and remembered log-odds within these bounds.
 LEAST, SUREST = 1e-3, 6.0
 
@@ -153,6 +159,11 @@ class MPNet(System):
                 "config field model.memory follows flow to the previous frame: set "
                 "model.flow_direction to 'backward' or 'both'"
             )
+        if not 0 <= config.edge_dropout < 1:
+            raise ConfigError(
+                f"config field model.edge_dropout must lie in [0, 1), got {config.edge_dropout}"
+            )
+        self.edges = bool(config.edges)
         self.spec = ModelSpec(
             name="mpnet",
             paper="Tokmakov, Alahari, Schmid: Learning Motion Patterns in Videos, CVPR 2017",
@@ -212,7 +223,9 @@ class MPNet(System):
     def module_inputs(self, batch: Batch) -> tuple[jax.Array, ...]:
         return (self._field(batch, train=False),)
 
-    def _field(self, batch: Batch, *, train: bool) -> jax.Array:
+    def _field(
+        self, batch: Batch, *, train: bool, rngs: Mapping[str, jax.Array] | None = None
+    ) -> jax.Array:
         if "flow" not in batch:
             raise DataError(
                 f"mpnet sees nothing but the batch key 'flow', and the batch has {sorted(batch)}: "
@@ -220,12 +233,18 @@ class MPNet(System):
             )
         flow = jax.lax.stop_gradient(jnp.asarray(batch["flow"]))[..., :2]
         field = self.encode(flow, train=train)
+        if self.edges:
+            edges = edge_contrast(jnp.asarray(batch["frames"]))
+            if train and rngs is not None and self.config.edge_dropout:
+                share = 1 - float(self.config.edge_dropout)
+                edges *= jax.random.bernoulli(rngs["dropout"], share, (*edges.shape[:2], 1, 1, 1))
+            field = jnp.concatenate([field, edges], axis=-1)
         if not train:
             field = resize_nearest(field, self.network_size(field.shape[-3:-1]))
         return field.astype(self.compute_dtype)
 
     def apply(self, variables, batch, *, train, rngs=None, phase="default"):
-        field = self._field(batch, train=train)
+        field = self._field(batch, train=train, rngs=rngs)
         if not train:
             return self.module.apply(dict(variables), field), {}
         outputs, updates = self.module.apply(
@@ -295,13 +314,21 @@ class MPNet(System):
         """Probabilities `[B,T,H,W]`, weighted by `objectness [B,T,H,W]` in 0..1 if it is there.
 
         With flow in both directions log-odds are averaged: flow spills over the edges of an object
-        on one side in one direction, on the other side in the other.
+        on one side in one direction, on the other side in the other. Where training left edges out
+        at times (`edge_dropout`), so are those with and without them.
         """
         ways = jnp.split(jnp.asarray(chunk["flow"]), chunk["flow"].shape[-1] // 2, axis=-1)
         # one after the other along time: the network is compiled once
-        outputs, _ = self.apply(variables, {"flow": jnp.concatenate(ways, axis=1)}, train=False)
-        logits = jnp.split(outputs["logits"], len(ways), axis=1)
-        probs = self.probabilities(sum(logits) / len(ways), ways[0].shape[2:4])
+        seen = {"flow": jnp.concatenate(ways, axis=1)}
+        if self.edges:
+            seen["frames"] = jnp.concatenate([jnp.asarray(chunk["frames"])] * len(ways), axis=1)
+        field = self._field(seen, train=False)
+        if self.edges and self.config.edge_dropout:
+            field = jnp.concatenate([field, field.at[..., -EDGES:].set(0.0)], axis=1)
+        views = field.shape[1] // ways[0].shape[1]
+        outputs = self.module.apply(dict(variables), field)
+        logits = sum(jnp.split(outputs["logits"], views, axis=1)) / views
+        probs = self.probabilities(logits, ways[0].shape[2:4])
         if self.config.memory:
             state, probs = self.remember(state, probs, ways[0])
         return state, combine(probs, chunk.get("objectness", NEUTRAL))
