@@ -1,12 +1,15 @@
 """`uvos predict`: what it writes, and what it says about input it cannot use."""
 
 import errno
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.cli.conftest import scene, write_frames, write_mp4
+from uvos_jax.cli.main import keep_programs
 from uvos_jax.data import video_io
 
 
@@ -242,3 +245,18 @@ def test_videos_that_share_calls_of_the_network_get_the_same_masks(
     assert "leave it or --instances" in line
     line = refused(*command, tmp_path / "o", "--coordinator", "localhost:1", "--shard", "0/2")
     assert "give --shard auto" in line
+
+
+def test_compiled_programs_are_kept_in_the_users_cache_folder_unless_told_otherwise(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "7")
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    keep_programs()
+    folder = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+    assert folder.parent == tmp_path / "uvos_jax"
+    assert os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] == "7"
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
+    keep_programs()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "elsewhere"

@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import platform
 import sys
+import zlib
 from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
 
 from uvos_jax import __version__
 from uvos_jax.cli.common import print_error
@@ -26,6 +30,8 @@ COMMANDS = {
     "list": "the systems",
     "info": "one system: specification, parameters, FLOPs, weights",
 }
+#: Subcommands that mostly wait for the compiler when they are run again.
+CACHED = ("demo", "predict", "flow", "eval", "crf")
 EPILOG = """examples:
   uvos demo
   uvos predict clip.mp4 --out masks --overlay
@@ -53,6 +59,28 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
+def keep_programs() -> None:
+    """Compiled programs are kept for the next run, unless the user says where or not at all.
+
+    They lie in `uvos_jax` of the user's cache folder, apart for each kind of processor and version
+    of JAX. `JAX_COMPILATION_CACHE_DIR` and `JAX_ENABLE_COMPILATION_CACHE` are JAX's own switches.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    try:
+        processor = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+        features = [
+            line for line in processor.splitlines() if line.startswith(("flags", "Features"))
+        ]
+    except OSError:
+        features = [platform.processor()]
+    kind = zlib.crc32("\n".join([platform.machine(), *features]).encode())
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = home / "uvos_jax" / f"{kind:08x}-{metadata.version('jaxlib')}"
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `uvos`; returns 0, or 2 after one line about what the user got wrong."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -65,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments, overrides = split_overrides(arguments)
         args = build_parser(command).parse_args(arguments)
         args.overrides = overrides
+        if command in CACHED:
+            keep_programs()
         return args.run(args)
     except UvosError as error:
         return print_error(error)
