@@ -88,6 +88,7 @@ def full() -> ConfigDict:
     config.model.hidden = 512
     config.model.dilations = (2, 4, 12)
     config.model.flow_color_max = 0.0  # pixels of full saturation; 0: each frame's maximum
+    config.model.camera_motion = "kept"  # kept | subtracted (ours) from flow pictures
     # loss
     config.model.hard_fraction = 0.25
     config.model.weight_penalty = 1e-4  # of half the squared norm of the kernels
@@ -147,7 +148,7 @@ def small(config: ConfigDict) -> None:
     model.hidden = 64
     model.dilations = (2, 4, 6)
     model.input_size = (240, 424)
-    model.flow_color_max = 0.0
+    model.camera_motion = "subtracted"  # the person's camera stands still, those of clips do not
     model.adapt_lr = 3e-4
     model.erosion, model.negative_distance = 7, 60.0
     config.data.size = (120, 212)

@@ -271,6 +271,7 @@ def test_the_teacher_refuses_batches_without_flow(system, variables):
     "field,value,message",
     [
         ("mode", "teech", r"model\.mode is 'teech'.*teachcont"),
+        ("camera_motion", "gone", r"model\.camera_motion is 'gone'.*subtracted"),
         ("adapt_steps", 0, r"model\.adapt_steps must be at least 1, got 0"),
         ("interval", 1, r"model\.interval is 1: use 0 .* or at least 2"),
         ("hard_fraction", 0.0, r"model\.hard_fraction must lie in \(0, 1\], got 0\.0"),
@@ -329,3 +330,18 @@ def test_what_the_command_cannot_adapt_to_is_refused(tmp_path, weights, refused)
     assert "give one of the two" in refused(*common[:-2], "--teach", single, "--no-adapt")
     assert "frames" in refused(*common, "--stream")
     assert not (tmp_path / "o/single").exists()
+
+
+def test_pictures_without_the_cameras_motion_show_what_moves_by_itself():
+    flow = np.zeros((1, 1, 48, 64, 2), np.float32) + np.float32([3.0, -1.0])
+    flow[:, :, 16:32, 20:40] += np.float32([2.0, 2.0])
+    object_, ground = (0, 0, 24, 30), (0, 0, 5, 5)
+    kept, subtracted = (
+        np.asarray(
+            uvos.build("teacher_student:tiny", camera_motion=m).flow_pictures(jnp.asarray(flow))
+        )
+        for m in ("kept", "subtracted")
+    )
+    assert np.all(subtracted[ground] > 0.95)  # white: no motion
+    assert subtracted[object_].min() < 0.4
+    assert kept[ground].min() < 0.6

@@ -16,7 +16,8 @@ its hues. Where the release stores the teacher's outputs on disk, the teacher ru
 Doubtful: the teacher's number of epochs; whether scale and bias of BatchNorm move during adaptation
 (they do here, statistics do not); the interpolation to full size (pixel centres here); the optical
 flow of the authors (FlowNet2 by the look of their tables). Not from the paper: `interval`, which
-teaches again every so many frames.
+teaches again every so many frames; `camera_motion="subtracted"`, which colours what the camera's
+motion leaves of the flow, for cameras that do not stand still as the paper's robot does.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from uvos_jax.losses import masks
 from uvos_jax.losses.bootstrapped import bootstrapped_cross_entropy
 from uvos_jax.modules.backbones.wide_resnet import WideResNetHead, WideResNetTrunk
 from uvos_jax.ops.distance import distance_to, erode
-from uvos_jax.ops.flow import flow_to_color
+from uvos_jax.ops.flow import flow_to_color, planar_motion
 from uvos_jax.ops.resize import resize_bilinear, resize_nearest
 from uvos_jax.registry import register
 from uvos_jax.systems.base import System
@@ -48,6 +49,8 @@ from uvos_jax.types import (
     Variables,
 )
 
+#: Whether flow pictures show the motion of the camera's plane.
+CAMERA_MOTIONS = ("kept", "subtracted")
 #: How a video teaches the student: not at all, confident pixels, soft labels, or the student's own
 #: confident pixels (what OnAVOS does between annotated frames).
 MODES = ("baseline", "teach", "teachcont", "self")
@@ -136,6 +139,11 @@ class TeacherStudent(System):
         super().__init__(config)
         if config.mode not in MODES:
             raise ConfigError(f"config field model.mode is {config.mode!r}: use one of {MODES}")
+        if config.camera_motion not in CAMERA_MOTIONS:
+            raise ConfigError(
+                f"config field model.camera_motion is {config.camera_motion!r}: use one of "
+                f"{CAMERA_MOTIONS}"
+            )
         for field in ("adapt_steps", "adapt_frames", "erosion"):
             if config[field] < 1:
                 raise ConfigError(
@@ -200,6 +208,8 @@ class TeacherStudent(System):
 
     def flow_pictures(self, flow: jax.Array) -> jax.Array:
         """Colour-coded flow in [0,1], `[...,H,W,3]`, of flow `[...,H,W,2]` in pixels."""
+        if self.config.camera_motion == "subtracted":
+            flow = flow - planar_motion(flow)
         limit = self.config.flow_color_max or None
         return (flow_to_color(flow, limit) / 255.0).astype(self.compute_dtype)
 
