@@ -80,6 +80,7 @@ def get_base_config() -> ConfigDict:
             "tta": {"flip": False, "scales": (1.0,)},
             "crf": "",  # preset name, "" for none
             "refine": "",  # preset of a CRF at the network's resolution, "" for none
+            "appearance": 0.0,  # share of the video's own colours in the log-odds
             "flow": "",  # provider of optical flow for systems that read it, "" for tvl1
             "threshold": 0.5,
         }

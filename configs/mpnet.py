@@ -114,7 +114,8 @@ def light(config: ConfigDict) -> None:
 
     Differs from the paper in width, encoding (vectors and what the camera's motion leaves of them),
     flow (mostly estimated, so that the network meets the errors it will see; to either neighbour,
-    at inference to both), data, optimiser and loss, and remembers (`memory`).
+    at inference to both), data, optimiser and loss, sees edges, remembers (`memory`), and learns
+    what the object of each video looks like (`predict.appearance`).
     """
     config.model.widths = (16, 24, 48, 96, 128, 160)
     config.model.decoder = 32
@@ -158,6 +159,7 @@ def light(config: ConfigDict) -> None:
     config.predict.crf = ""
     config.predict.flow = "tvl1:longest=448,warps=3,iterations=10"
     config.predict.refine = "agnn"
+    config.predict.appearance = 0.5
 
     config.train.total_steps = 4000
     config.train.checkpoint_every = 500

@@ -54,6 +54,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         "--refine", metavar="PRESET|none",
         help="refine at the network's resolution, which is fast; default: as the weights say",
     )  # fmt: skip
+    parser.add_argument(
+        "--appearance", type=float, metavar="SHARE",
+        help="share, 0 to 1, of what the video's own object looks like, learned from where the "
+        "network is sure; default: as the weights say",
+    )  # fmt: skip
     parser.add_argument("--overlay", action="store_true", help="also write OUT/VIDEO_overlay.mp4")
     parser.add_argument(
         "--save", action="append", default=[], choices=["probs", "geometry"],

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import collections
 import copy
+import dataclasses
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from importlib import resources
@@ -31,10 +33,13 @@ from uvos_jax.errors import (
 )
 from uvos_jax.ops.resize import resize_bilinear
 from uvos_jax.predict.adapt import Adapter, Lesson, Session
+from uvos_jax.predict.appearance import Appearance, Spool
 from uvos_jax.predict.flow import FlowFunction, flow_of_video
 from uvos_jax.predict.results import FrameResult, Masks
 from uvos_jax.predict.windows import Window, prefetched, windows
 from uvos_jax.types import State
+
+log = logging.getLogger("uvos_jax")
 
 __all__ = ["FrameResult", "Masks", "Predictor"]
 
@@ -54,6 +59,8 @@ class Predictor:
       crf: name of a dense-CRF preset that refines every frame, or None.
       refine: name of a preset with which every frame is refined at the network's resolution, much
         faster than at the video's; None for none.
+      appearance: share, 0 to 1, that the colours of this very video's object have in the log-odds
+        (`uvos_jax.predict.appearance`); the video is decoded twice. Streams go without.
       threshold: probability above which a pixel is foreground.
       references: frames of the video that global systems compare with; None takes the system's
         number (`model.num_references`).
@@ -81,6 +88,7 @@ class Predictor:
         *,
         crf: str | None = None,
         refine: str | None = None,
+        appearance: float = 0.0,
         threshold: float = 0.5,
         references: int | None = None,
         flip: bool = False,
@@ -92,6 +100,8 @@ class Predictor:
         spec = system.spec
         if not 0.0 <= threshold <= 1.0:
             raise ConfigError(f"threshold must lie in [0, 1], got {threshold}")
+        if not 0.0 <= appearance <= 1.0:
+            raise ConfigError(f"appearance must lie in [0, 1], got {appearance}")
         if references is not None and references < 1:
             raise ConfigError(f"references must be at least 1, got {references}")
         if references is not None and not spec.num_references:
@@ -107,6 +117,7 @@ class Predictor:
             get_preset(preset)
         self.system, self.crf, self.threshold = system, crf or None, threshold
         self.refine = refine or None
+        self.appearance = float(appearance)
         self.flip = flip
         self.references = references or spec.num_references
         own_length = spec.clip_len if spec.temporal == "clip" or not spec.causal else CHUNK
@@ -178,6 +189,7 @@ class Predictor:
                 "flip": config.predict.tta.flip,
                 "flow": config.predict.get("flow") or None,
                 "refine": None if options.get("crf") else config.predict.get("refine") or None,
+                "appearance": config.predict.get("appearance", 0.0),
                 **options,
             }
             built = configs.build(config)
@@ -263,21 +275,32 @@ class Predictor:
         views = [batch, _mirrored(batch)] if self.flip else [batch]
         return tuple(self.system.prepare(variables, view) for view in views)
 
-    def _run(
+    def _look(
         self, states: tuple, frames: np.ndarray, flow: np.ndarray | None, variables: Any = None
-    ):
-        """One window: next states and probabilities `[T,H,W]` at source size, on the device."""
-        source, size = frames.shape[1:3], self.input_size(frames.shape[1:3])
+    ) -> tuple[tuple, jax.Array, Any]:
+        """One window: next states, frames uint8 `[T,h,w,3]` and probabilities `[T,h,w]` at the
+        network's size, on the device."""
+        size = self.input_size(frames.shape[1:3])
         batch = {"frames": _shrink(frames, size=size)}
         if flow is not None:
             batch["flow"] = _shrink_flow(flow, size=size)
         states, probs = self._predict(variables or self.variables, states, batch)
+        return states, batch["frames"][0], probs[0]
+
+    def _enlarged(self, images: jax.Array, probs: jax.Array, source: tuple[int, int]) -> jax.Array:
+        """Probabilities `[T,H,W]` at source size of those at the network's, refined if asked."""
         if self.refine:
             from uvos_jax.ops.crf import dense_crf
 
-            images = np.asarray(batch["frames"][0])
-            probs = dense_crf(images, np.asarray(probs[0]), preset=self.refine)[None]
-        return states, _enlarge(probs, size=source)
+            probs = dense_crf(np.asarray(images), np.asarray(probs), preset=self.refine)
+        return _enlarge(probs, size=source)
+
+    def _run(
+        self, states: tuple, frames: np.ndarray, flow: np.ndarray | None, variables: Any = None
+    ) -> tuple[tuple, jax.Array]:
+        """One window: next states and probabilities `[T,H,W]` at source size, on the device."""
+        states, images, probs = self._look(states, frames, flow, variables)
+        return states, self._enlarged(images, probs, frames.shape[1:3])
 
     # ----- adaptation ---------------------------------------------------------------------
 
@@ -386,6 +409,11 @@ class Predictor:
                 f"{spec.name} looks at future frames and cannot stream: use predict() on the "
                 "whole video"
             )
+        if stream and self.appearance:
+            log.warning(
+                "streams go without the appearance of their object, which is learned from the "
+                "whole video (appearance=0 says so)"
+            )
         if stream and self.references != spec.num_references:
             raise ConfigError(
                 f"references={self.references}, but the memory of a stream is built with the "
@@ -394,6 +422,50 @@ class Predictor:
             )
 
     def _results(self, reader: VideoReader) -> Iterator[FrameResult]:
+        if self.appearance:
+            yield from self._results_by_appearance(reader)
+            return
+        for index, frame, prob in self._blended(reader, small=False):
+            yield self._finish(index, reader.frame_name(index), frame, prob)
+
+    def _results_by_appearance(self, reader: VideoReader) -> Iterator[FrameResult]:
+        """Twice through the video: to learn what its object looks like, and to find it."""
+        looks, spool = Appearance(), Spool()
+        try:
+            for _, image, prob in self._blended(reader, small=True):
+                looks.see(image[None], prob[None])
+                spool.append(prob)
+            if not looks.fit():
+                log.warning(
+                    "%s: the network is nowhere sure of an object, so there is none whose "
+                    "appearance could be learned", reader.name
+                )  # fmt: skip
+            waiting: Iterable[FrameResult] = ()
+            for window in prefetched(windows(reader, self.chunk)):
+                source = window.frames.shape[1:3]
+                images = _shrink(window.frames, size=self.input_size(source))[0]
+                count = min(window.count, spool.count - window.start)
+                if count < 1:
+                    break
+                probs = spool.read(window.start, len(window.frames))
+                probs = self._enlarged(images, looks.mix(images, probs, self.appearance), source)
+                yield from waiting
+                waiting = self._finished(window, probs, count, reader)
+            yield from waiting
+        finally:
+            spool.close()
+
+    def _finished(
+        self, window: Window, probs: jax.Array, count: int, reader: VideoReader
+    ) -> Iterator[FrameResult]:
+        for t, prob in enumerate(np.array(probs)[:count]):
+            index = window.start + t
+            yield self._finish(index, reader.frame_name(index), window.frames[t], prob)
+
+    def _blended(
+        self, reader: VideoReader, *, small: bool
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """(index, frame, probability) of every frame, at source size or the network's, `small`."""
         first = states = self._first_states(reader)
         spec = self.system.spec
         frames: Iterable[Any] = reader
@@ -411,15 +483,15 @@ class Predictor:
             if session is not None:
                 self._learn(session, window)
             weights = session.variables if session is not None else None
-            states, probs = self._run(states, window.frames, window.flow, weights)
+            states, images, probs = self._look(states, window.frames, window.flow, weights)
+            if small:
+                window = dataclasses.replace(window, frames=np.asarray(images))
+            else:
+                probs = self._enlarged(images, probs, window.frames.shape[1:3])
             if waiting is not None:
-                yield from self._finished(blend.add(*waiting), reader)
+                yield from blend.add(*waiting)
             waiting = (window, probs)
-        yield from self._finished(blend.add(*waiting), reader)
-
-    def _finished(self, frames: Iterable[tuple], reader: VideoReader) -> Iterator[FrameResult]:
-        for index, frame, prob in frames:
-            yield self._finish(index, reader.frame_name(index), frame, prob)
+        yield from blend.add(*waiting)
 
     def _first_states(self, reader: VideoReader) -> tuple[State, ...]:
         size = self.input_size(reader.size)
@@ -578,6 +650,6 @@ def _shrink_flow(flow: jax.Array, *, size: tuple[int, int]) -> jax.Array:
 
 @partial(jax.jit, static_argnames="size")
 def _enlarge(probs: jax.Array, *, size: tuple[int, int]) -> jax.Array:
-    """`[1,T,h,w]` to `[T,H,W]` float32 in [0,1]."""
-    full = resize_bilinear(probs[0].astype(jnp.float32)[..., None], size)[..., 0]
+    """`[T,h,w]` to `[T,H,W]` float32 in [0,1]."""
+    full = resize_bilinear(probs.astype(jnp.float32)[..., None], size)[..., 0]
     return jnp.clip(full, 0.0, 1.0)
