@@ -183,6 +183,22 @@ def from_dict(values: dict[str, Any]) -> ConfigDict:
     return ConfigDict(tuples(values))
 
 
+def from_weights(values: dict[str, Any]) -> ConfigDict:
+    """The configuration stored with weights, perhaps by an earlier version.
+
+    Fields of `model` that came later take their published values, with which a system is what it
+    was before it had them.
+    """
+    config = from_dict(values)
+    name = config.model.get("name", "")
+    if name in list_configs():
+        later = load_config(name).model
+        for key in later:
+            if key not in config.model:
+                config.model[key] = later[key]
+    return config
+
+
 def build(config: ConfigDict | str, **overrides: Any) -> Any:
     """Builds a `System` from a configuration, or from an id with `model` overrides.
 

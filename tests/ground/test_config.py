@@ -1,5 +1,7 @@
 """Finding, overriding and checking configurations."""
 
+import json
+
 import pytest
 
 from uvos_jax import config as configs
@@ -78,3 +80,13 @@ def test_unknown_config_file_suggests_names():
 def test_unknown_variant_is_a_config_error():
     with pytest.raises(ConfigError, match="nonsense"):
         configs.load_config("cosnet:nonsense")
+
+
+def test_fields_that_came_after_the_weights_take_their_published_values():
+    tiny = configs.load_config("mpnet:tiny")
+    stored = json.loads(configs.to_json(tiny))
+    del stored["model"]["edge_dropout"]
+    config = configs.from_weights(stored)
+    assert config.model.edge_dropout == configs.load_config("mpnet").model.edge_dropout
+    assert config.model.widths == tiny.model.widths  # what is there stays
+    configs.build(config)

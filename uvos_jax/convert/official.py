@@ -109,7 +109,7 @@ def to_official(
     module = _table_module(system_id)
     stored = getattr(variables, "meta", {}).get("config")
     if config is None and stored:
-        config = configs.from_dict(stored)
+        config = configs.from_weights(stored)
     system = configs.build(_config(system_id, config, module))
     return _table(module, system_id, system.config, None).to_official(dict(flatten(variables)))
 
@@ -127,7 +127,7 @@ def build_for(variables: Variables, system_id: str) -> Any:
             "the weights hold no configuration, so their system cannot be built: save them with "
             "save_variables(variables, path, config=config)"
         )
-    config = configs.from_dict(stored)
+    config = configs.from_weights(stored)
     if config.model.name != system_id:
         raise CheckpointError(
             f"the weights belong to {config.model.name!r}, not to {system_id!r}: name that system "

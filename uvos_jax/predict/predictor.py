@@ -170,7 +170,7 @@ class Predictor:
                 "Predictor(system, variables), or save them with a config"
             )
         try:
-            config = configs.from_dict(stored)
+            config = configs.from_weights(stored)
             configs.validate(config)
             own = config.model.name
             if system is not None and own != system:

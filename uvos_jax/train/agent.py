@@ -337,7 +337,7 @@ def load_agent(path: str | Path) -> tuple[rl.Agent, Any, dict[str, Any]]:
 
     variables = load_variables(path)
     try:
-        config = configs.from_dict(variables.meta["config"])
+        config = configs.from_weights(variables.meta["config"])
         system = stages.build_system(config)
         size = config.model.input_size[0]
         env = make_environment(config.rl.env, size=size, **dict(config.rl.env_fields))
