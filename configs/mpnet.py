@@ -105,12 +105,15 @@ def full() -> ConfigDict:
 def light(config: ConfigDict) -> None:
     """The packaged default: our own recipe on synthetic clips, half a million parameters.
 
-        python tools/render_clips.py --out data/clips --count 2600 --processes 2
+        python tools/render_clips.py --out data/clips --count 4400 --processes 2
         python tools/compute_flow.py data/clips/videos --out data/clips/tvl1 --direction backward \\
             --provider tvl1:warps=3,iterations=10
         python tools/compute_flow.py data/clips/videos --out data/clips/dis --direction backward \\
             --provider opencv_dis
-        uvos train --config configs/mpnet.py:light --workdir runs/default
+        uvos train --config configs/mpnet.py:light,edge_dropout=0 --workdir runs/first \\
+            --config.train.total_steps=3000
+        uvos train --config configs/mpnet.py:light --workdir runs/default \\
+            --init-from runs/first/weights.npz
 
     Differs from the paper in width, encoding (vectors and what the camera's motion leaves of them),
     flow (mostly estimated, so that the network meets the errors it will see; to either neighbour,
@@ -161,7 +164,7 @@ def light(config: ConfigDict) -> None:
     config.predict.refine = "agnn"
     config.predict.appearance = 0.5
 
-    config.train.total_steps = 4000
+    config.train.total_steps = 3000
     config.train.checkpoint_every = 500
     config.train.log_every = 50
 

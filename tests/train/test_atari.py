@@ -133,3 +133,22 @@ def test_an_agent_plays_and_learns_from_halves(emulator):
         np.any(a != b)
         for a, b in zip(*map(jax.tree.leaves, (new.params, state.params)), strict=True)
     )
+
+
+def test_a_trained_agent_is_watched_and_scored_on_the_host(emulator):
+    config = uvos.load_config("morel:tiny,env=ALE/Breakout-v5,algorithm=a2c")
+    config.model.update({"embedding": 16, "channels": 4, "objects": 2})
+    config.rl.update({"envs": 2, "rollout": 3, "total_steps": 24})
+    host = HostEnvironments(GAME, 2, size=42)
+    system = uvos.build(config)
+    agent = rl.make_agent(system, None, config.rl, host.actions)
+    params = agent.init(jax.random.key(0)).params
+    seen = host.watch(agent, system, params, jax.random.key(1), 5)
+    assert seen["frames"].shape == (5, 42, 42)
+    assert seen["moving"].shape == (5, 42, 42)
+    assert seen["actions"].max() < host.actions
+    assert seen["rewards"].shape == seen["dones"].shape == (5,)
+    scores = host.episode_scores(agent, None, jax.random.key(2), longest=400)
+    assert scores.shape == (2,)
+    assert np.all(scores >= 0)  # Breakout takes no points away
+    host.close()

@@ -267,7 +267,7 @@ class AgentTrainer:
         if not self.main:
             return summary
         summary["weights"] = str(self._export(params, steps))
-        if self.host is None:
+        if self.rl.eval_episodes:
             scores = self.scores(params)
             writer.write(steps, scores)
             summary |= scores
@@ -276,14 +276,20 @@ class AgentTrainer:
                     "return over whole episodes: %.2f, of random play %.2f",
                     scores["returns"], scores["random_returns"],
                 )  # fmt: skip
-            if self.rl.video_steps:
-                self.film(params, self.folder / "agent.mp4")
+        if self.rl.video_steps:
+            self.film(params, self.folder / "agent.mp4")
         draw_curves(self.folder / "metrics.jsonl", self.folder / "curves.png")
         return summary
 
     def scores(self, params: Any) -> dict[str, float]:
-        """Mean returns of whole episodes: of the agent (`returns`), and of random play."""
+        """Mean returns of whole episodes: of the agent (`returns`), and of random play.
+
+        On the host one episode of each environment, whatever `eval_episodes` says.
+        """
         episodes, key = self.rl.eval_episodes, jax.random.key(self.config.seed + 2)
+        if self.host is not None:
+            own, random = (self.host.episode_scores(self.agent, p, key) for p in (params, None))
+            return {"returns": float(own.mean()), "random_returns": float(random.mean())}
         own = jax.jit(lambda p: rl.agent_returns(self.agent, p, key, episodes))(params)
         random = jax.jit(lambda k: rl.episode_returns(self.env, k, episodes))(key)
         return {"returns": float(jnp.mean(own)), "random_returns": float(jnp.mean(random))}
@@ -291,11 +297,10 @@ class AgentTrainer:
     def film(self, params: Any, path: Path) -> Path:
         """An mp4 of the agent at play: the frame, and what it takes for moving, side by side."""
         key = jax.random.key(self.config.seed + 3)
-        seen = jax.device_get(
-            jax.jit(rl.watch, static_argnums=(0, 1, 4))(
-                self.agent, self.system, params, key, self.rl.video_steps
-            )
-        )
+        watch = jax.jit(rl.watch, static_argnums=(0, 1, 4))
+        if self.host is not None:
+            watch = self.host.watch
+        seen = jax.device_get(watch(self.agent, self.system, params, key, self.rl.video_steps))
         return write_film(seen, path, threshold=self.config.predict.threshold)
 
     def _export(self, params: Any, steps: int) -> Path:

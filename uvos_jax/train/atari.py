@@ -99,6 +99,54 @@ class HostEnvironments:
         """`Agent.learn`, compiled."""
         return self._learn(agent, state, rollout)
 
+    def watch(
+        self, agent: rl.Agent, system: Any, params: Any, key: jax.Array, steps: int
+    ) -> dict[str, np.ndarray]:
+        """As `rl.watch`: the first of the games from a new start, played for so many steps."""
+        look = jax.jit(rl.look, static_argnums=(0, 1))
+        game, rows = self.games[0], []
+        pair = np.repeat(game.reset()[..., None], 2, axis=-1)
+        for t in range(steps):
+            pairs = pair[None].copy()
+            kept = jax.device_get(look(agent, system, params, pairs, jax.random.fold_in(key, t)))
+            frame, reward, done, _ = game.step(int(kept["actions"]))
+            if done:
+                pair[...] = game.reset()[..., None]
+            else:
+                pair = np.stack([pair[..., 1], frame], axis=-1)
+            rows.append(kept | {"rewards": np.float32(reward), "dones": np.bool_(done)})
+        return {k: np.stack([row[k] for row in rows]) for k in rows[0]}
+
+    def episode_scores(
+        self, agent: rl.Agent, params: Any, key: jax.Array, *, longest: int = 5000
+    ) -> np.ndarray:
+        """Scores of one whole game in each environment; `params` None plays at random.
+
+        A game that is not over after `longest` steps counts with the rewards it has brought so far.
+        """
+        for i, frame in enumerate(self.pool.map(AtariGame.reset, self.games)):
+            self.pairs[i] = frame[..., None]
+        scores = np.full(self.count, np.nan)
+        so_far = np.zeros(self.count)
+        rng = np.random.default_rng(0)
+        for t in range(longest):
+            if params is None:
+                actions = rng.integers(0, self.actions, self.count)
+            else:
+                pairs = jnp.asarray(self.pairs)
+                chosen, _, _ = self._act(agent, params, pairs, jax.random.fold_in(key, t))
+                actions = np.asarray(chosen)
+            for i, row in enumerate(self._step(slice(0, self.count), actions)):
+                frame, reward, done, score, _ = row
+                self.pairs[i, ..., 0] = frame if done else self.pairs[i, ..., 1]
+                self.pairs[i, ..., 1] = frame
+                so_far[i] += reward
+                if score is not None and np.isnan(scores[i]):
+                    scores[i] = score
+            if not np.isnan(scores).any():
+                break
+        return np.where(np.isnan(scores), so_far, scores)
+
     def close(self) -> None:
         """Ends threads and emulators."""
         self.pool.shutdown()

@@ -464,27 +464,39 @@ def agent_returns(
     return episode_returns(agent.env, key, episodes, act)
 
 
+def look(
+    agent: Agent, system: Any, params: Any, pairs: jax.Array, key: jax.Array
+) -> dict[str, jax.Array]:
+    """What an agent sees and does in one environment, of its last two frames `[1,S,S,2]`.
+
+    Returns:
+      `frames` uint8 `[S,S]`, `actions`, `values` `[]`, and, if the agent has a decoder, `moving`
+      float32 `[S,S]`, how far a pixel of the frame belongs to what moves.
+    """
+    logits, values, seen = agent.policy.apply(
+        {"params": params}, _unit(pairs), with_segments=agent.policy.segments
+    )
+    actions = jax.random.categorical(key, logits)
+    kept = {"frames": pairs[0, ..., 1], "actions": actions[0], "values": values[0]}
+    if seen:
+        seen = {k: v[:, None] for k, v in seen.items()}
+        kept["moving"] = system.foreground(seen, "current")[0, 0]
+    return kept
+
+
 def watch(agent: Agent, system: Any, params: Any, key: jax.Array, steps: int) -> dict[str, Any]:
     """Plays one environment and keeps what an onlooker wants to see.
 
     Returns:
-      `frames` uint8 `[N,S,S]`, `actions`, `values`, `rewards`, `dones` `[N]`, and, if the agent has
-      a decoder, `moving` float32 `[N,S,S]`, how far a pixel of the frame belongs to what moves.
+      what `look` returns of each of N steps, and `rewards`, `dones` `[N]`.
     """
     of_start, of_play = jax.random.split(key)
     envs, _ = jax.vmap(agent.env.reset)(of_start[None])
 
     def step(envs: Any, key: jax.Array) -> Any:
         of_action, of_step = jax.random.split(key)
-        pairs = envs.frames[..., -2:]
-        logits, values, seen = agent.policy.apply(
-            {"params": params}, _unit(pairs), with_segments=agent.policy.segments
-        )
-        actions = jax.random.categorical(of_action, logits)
-        kept = {"frames": pairs[0, ..., 1], "actions": actions[0], "values": values[0]}
-        if seen:
-            seen = {k: v[:, None] for k, v in seen.items()}
-            kept["moving"] = system.foreground(seen, "current")[0, 0]
+        kept = look(agent, system, params, envs.frames[..., -2:], of_action)
+        actions = kept["actions"][None]
         envs, _, rewards, dones, _ = jax.vmap(agent.env.step)(of_step[None], envs, actions)
         return envs, kept | {"rewards": rewards[0], "dones": dones[0]}
 
