@@ -31,8 +31,10 @@ def together(predictor, videos, size):
         return [f.result(timeout=120) for f in [pool.submit(work, v) for v in videos]], shared
 
 
-@pytest.mark.parametrize("size", [1, 3, 8])  # of 8 devices: one, one, all
-@pytest.mark.parametrize("system", [Toy, RunningMean, Distance, WindowCentre, FlowRight])
+@pytest.mark.parametrize(
+    "system,size",  # of 8 devices a call of 3 takes one, a call of 8 all
+    [(Toy, 1), (Toy, 8), (RunningMean, 8), (Distance, 3), (WindowCentre, 3), (FlowRight, 3)],
+)
 def test_each_video_gets_what_it_gets_alone(system, size):
     flow = None
     if system is FlowRight:

@@ -406,7 +406,7 @@ def test_a_configuration_of_another_age_is_explained(tmp_path):
     from uvos_jax.convert.variables import save_variables
 
     config = uvos.load_config("cosnet:tiny").to_dict()
-    del config["model"]["widths"]
+    config["model"]["widths"] = 3  # once a number, say
     path = save_variables({"params": {"a": np.zeros(2)}}, tmp_path / "old.npz", config=config)
     with pytest.raises(CheckpointError, match="configuration that this version cannot use"):
         Predictor.load(path)
