@@ -96,6 +96,7 @@ def test_accumulated_parts_count(planned):
     assert cost.flops == pytest.approx(2 * planned[1].flops, rel=0.2)
 
 
+@pytest.mark.slow
 def test_the_tool_prints_a_plan_and_refuses_mistakes_in_one_line(tmp_path):
     def tool(*arguments):
         command = [sys.executable, "tools/plan_pod.py", *arguments]
