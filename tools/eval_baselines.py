@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from uvos_jax.cli.common import print_error
-from uvos_jax.data.video_io import list_images, open_video, read_image
+from uvos_jax.data.video_io import list_images, open_video, read_mask
 from uvos_jax.errors import DataError, UvosError
 from uvos_jax.flow import make_provider
 from uvos_jax.metrics.davis import region_similarity
@@ -50,8 +50,7 @@ def standing_out(values: jax.Array, size: tuple[int, int]) -> np.ndarray:
 
 def score(folder: Path, provider: str) -> dict[str, float]:
     frames = list(open_video(folder / "frames"))
-    masks = [read_image(p).reshape(*frames[0].shape[:2], -1)[..., 0] > 0
-             for p in list_images(folder / "masks")]  # fmt: skip
+    masks = [read_mask(p) > 0 for p in list_images(folder / "masks")]
     if len(frames) != len(masks):
         raise DataError(f"{folder} holds {len(frames)} frames and {len(masks)} masks")
     H, W = size = frames[0].shape[:2]

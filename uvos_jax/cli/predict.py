@@ -8,7 +8,7 @@ import contextlib
 import copy
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -326,7 +326,8 @@ def run(args: argparse.Namespace) -> int:
                     args, shared, video, name, flow, lambda *_: contextlib.nullcontext(advance)
                 )
 
-        finish([pool.submit(work, video, name) for video, name in jobs])
+        for future in [pool.submit(work, video, name) for video, name in jobs]:
+            future.result()
     return 0
 
 
@@ -346,9 +347,3 @@ def shard_of(args: argparse.Namespace) -> tuple[int, int]:
 
     distributed.initialize(args.coordinator, args.num_processes, args.process_id)
     return jax.process_index(), jax.process_count()
-
-
-def finish(futures: list[Future]) -> list[Any]:
-    """Results of all, when all have ended; the first exception, if any, is raised then."""
-    concurrent.futures.wait(futures)
-    return [future.result() for future in futures]

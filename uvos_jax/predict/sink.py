@@ -82,9 +82,8 @@ class PredictionSink:
                     self._writer.__exit__(None, None, None)
                     os.replace(self._work / "overlay.mp4", self.overlay_path)
                 # The folder of masks comes last: where it is, everything is.
-                moves = [(self._work / "labels", self.final)]
-                if self.probs:
-                    moves.insert(0, (self._work / "probs", self.final_probs))
+                moves = [(self._work / "probs", self.final_probs)] if self.probs else []
+                moves.append((self._work / "labels", self.final))
                 for source, target in moves:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     shutil.rmtree(target, ignore_errors=True)

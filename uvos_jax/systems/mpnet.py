@@ -238,7 +238,9 @@ class MPNet(System):
             if train and rngs is not None and self.config.edge_dropout:
                 share = 1 - float(self.config.edge_dropout)
                 edges *= jax.random.bernoulli(rngs["dropout"], share, (*edges.shape[:2], 1, 1, 1))
-            field = jnp.concatenate([field, edges], axis=-1)
+            # one picture may stand beside several fields, one after the other along time
+            views = field.shape[1] // edges.shape[1]
+            field = jnp.concatenate([field, jnp.tile(edges, (1, views, 1, 1, 1))], axis=-1)
         if not train:
             field = resize_nearest(field, self.network_size(field.shape[-3:-1]))
         return field.astype(self.compute_dtype)
@@ -319,10 +321,7 @@ class MPNet(System):
         """
         ways = jnp.split(jnp.asarray(chunk["flow"]), chunk["flow"].shape[-1] // 2, axis=-1)
         # one after the other along time: the network is compiled once
-        seen = {"flow": jnp.concatenate(ways, axis=1)}
-        if self.edges:
-            seen["frames"] = jnp.concatenate([jnp.asarray(chunk["frames"])] * len(ways), axis=1)
-        field = self._field(seen, train=False)
+        field = self._field({**chunk, "flow": jnp.concatenate(ways, axis=1)}, train=False)
         if self.edges and self.config.edge_dropout:
             field = jnp.concatenate([field, field.at[..., -EDGES:].set(0.0)], axis=1)
         views = field.shape[1] // ways[0].shape[1]

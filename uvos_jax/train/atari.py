@@ -36,8 +36,7 @@ class HostEnvironments:
         self.actions = self.games[0].actions
         self.pool = ThreadPoolExecutor(max_workers=min(count // 2, 16))
         self.pairs = np.zeros((count, size, size, 2), np.uint8)
-        for i, frame in enumerate(self.pool.map(AtariGame.reset, self.games)):
-            self.pairs[i] = frame[..., None]
+        self._reset()
         half = count // 2
         self.halves = (slice(0, half), slice(half, count))
         self._act = jax.jit(self._acted, static_argnums=0)
@@ -47,15 +46,24 @@ class HostEnvironments:
     def _acted(agent: rl.Agent, params: Any, pairs: jax.Array, key: jax.Array) -> Any:
         return agent.act(params, pairs, key)
 
+    def _reset(self) -> None:
+        """Starts every game anew."""
+        for i, frame in enumerate(self.pool.map(AtariGame.reset, self.games)):
+            self.pairs[i] = frame[..., None]
+
     def _step(self, part: slice, actions: np.ndarray) -> list[tuple]:
-        """Steps half of the games in threads; episodes that end start anew."""
+        """Steps some of the games in threads; episodes that end start anew. `pairs` moves on."""
 
         def one(game: AtariGame, action: int) -> tuple:
             frame, reward, done, score = game.step(action)
             length = game.length
             return (game.reset() if done else frame), reward, done, score, length
 
-        return list(self.pool.map(one, self.games[part], actions))
+        rows = list(self.pool.map(one, self.games[part], actions))
+        for pair, (frame, _, done, _, _) in zip(self.pairs[part], rows, strict=True):
+            pair[..., 0] = frame if done else pair[..., 1]
+            pair[..., 1] = frame
+        return rows
 
     def play(self, agent: rl.Agent, state: rl.AgentState) -> tuple[rl.Rollout, dict[str, Any]]:
         """A rollout of `agent.rl.rollout` steps, and sums over the games that ended."""
@@ -75,10 +83,7 @@ class HostEnvironments:
                 pairs, (actions, log_probs, values) = thoughts[h]
                 rows = self._step(self.halves[h], np.asarray(actions))
                 rewards, dones = np.zeros(half, np.float32), np.zeros(half, bool)
-                own = self.pairs[self.halves[h]]
-                for i, (frame, reward, done, score, length) in enumerate(rows):
-                    own[i, ..., 0] = frame if done else own[i, ..., 1]
-                    own[i, ..., 1] = frame
+                for i, (_, reward, done, score, length) in enumerate(rows):
                     rewards[i], dones[i] = reward, done
                     if score is not None:
                         ended["episodes"] += 1
@@ -124,8 +129,7 @@ class HostEnvironments:
 
         A game that is not over after `longest` steps counts with the rewards it has brought so far.
         """
-        for i, frame in enumerate(self.pool.map(AtariGame.reset, self.games)):
-            self.pairs[i] = frame[..., None]
+        self._reset()
         scores = np.full(self.count, np.nan)
         so_far = np.zeros(self.count)
         rng = np.random.default_rng(0)
@@ -136,10 +140,8 @@ class HostEnvironments:
                 pairs = jnp.asarray(self.pairs)
                 chosen, _, _ = self._act(agent, params, pairs, jax.random.fold_in(key, t))
                 actions = np.asarray(chosen)
-            for i, row in enumerate(self._step(slice(0, self.count), actions)):
-                frame, reward, done, score, _ = row
-                self.pairs[i, ..., 0] = frame if done else self.pairs[i, ..., 1]
-                self.pairs[i, ..., 1] = frame
+            rows = self._step(slice(0, self.count), actions)
+            for i, (_, reward, _, score, _) in enumerate(rows):
                 so_far[i] += reward
                 if score is not None and np.isnan(scores[i]):
                     scores[i] = score
