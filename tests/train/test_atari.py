@@ -148,7 +148,10 @@ def test_a_trained_agent_is_watched_and_scored_on_the_host(emulator):
     assert seen["moving"].shape == (5, 42, 42)
     assert seen["actions"].max() < host.actions
     assert seen["rewards"].shape == seen["dones"].shape == (5,)
+    host.games[0].total = 99.0  # points of a game that was going on do not count
     scores = host.episode_scores(agent, None, jax.random.key(2), longest=60)
     assert scores.shape == (2,)
     assert np.all(scores >= 0)  # Breakout takes no points away
+    assert np.all(scores < 99)
+    assert host.games[0].total < 99
     host.close()

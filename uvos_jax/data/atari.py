@@ -106,6 +106,11 @@ class AtariGame:
         self.over, self.lives = False, self.ale.lives()
         return self._shrink(frame)
 
+    def restart(self) -> np.ndarray:
+        """A new game, wherever the one before stands; uint8 `[S,S]`."""
+        self.over = True
+        return self.reset()
+
     def step(self, action: int) -> tuple[np.ndarray, float, bool, float | None]:
         """Frame, reward, whether the episode ended, and the game's score if that ended, too."""
         frames, reward, ended = [], 0.0, False

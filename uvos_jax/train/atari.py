@@ -47,8 +47,8 @@ class HostEnvironments:
         return agent.act(params, pairs, key)
 
     def _reset(self) -> None:
-        """Starts every game anew."""
-        for i, frame in enumerate(self.pool.map(AtariGame.reset, self.games)):
+        """A new game in every environment, wherever the one before stands."""
+        for i, frame in enumerate(self.pool.map(AtariGame.restart, self.games)):
             self.pairs[i] = frame[..., None]
 
     def _step(self, part: slice, actions: np.ndarray) -> list[tuple]:
@@ -110,7 +110,7 @@ class HostEnvironments:
         """As `rl.watch`: the first of the games from a new start, played for so many steps."""
         look = jax.jit(rl.look, static_argnums=(0, 1))
         game, rows = self.games[0], []
-        pair = np.repeat(game.reset()[..., None], 2, axis=-1)
+        pair = np.repeat(game.restart()[..., None], 2, axis=-1)
         for t in range(steps):
             pairs = pair[None].copy()
             kept = jax.device_get(look(agent, system, params, pairs, jax.random.fold_in(key, t)))
