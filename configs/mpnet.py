@@ -64,6 +64,7 @@ def full() -> ConfigDict:
     config.model.zero_below = 1.0  # px; at test time only
     config.model.train_diagonal = 550.73  # of 480x270, of which training sees crops; 0: the field's
     config.model.flow_direction = "forward"  # forward | backward | both
+    config.model.joint_flow = False  # the network sees flow to both neighbours at once
     config.model.temperature = 1.0  # of log-odds at inference
     config.model.iou_weight = 0.0  # of a soft IoU loss, not in the paper
     config.model.edges = False  # of the frame, beside the flow, not there

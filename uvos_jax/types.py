@@ -91,7 +91,7 @@ class ModelSpec:
         it needs; the last ones of a window then serve as context only. 0: no such limit is known.
       flow_direction: which flow `apply` reads under the key `flow`: `forward`, to the next frame,
         or `backward`, to the previous one (then a stream needs no look-ahead). `both`: at inference
-        `[B,T,H,W,4]`, to the previous and to the next frame; training takes one of them.
+        `[B,T,H,W,4]`, to the previous and to the next frame; training may take one of them.
       flow_at_end: what the frame without that neighbour gets at inference: `negated` flow to its
         only neighbour, that flow as it is (`neighbor`), the flow of the neighbour (`repeat`), or
         `zero`, with which a single frame is a video, too.

@@ -138,6 +138,15 @@ def test_flow_is_in_pixels_of_the_result(size, box, flip, expected):
     np.testing.assert_allclose(frame["flow"], np.broadcast_to(expected, (*size, 2)), atol=1e-4)
 
 
+def test_flow_to_both_neighbours_is_two_fields():
+    one = moving((3, -2))
+    two = one | {"flow": np.concatenate([one["flow"], -one["flow"]], -1)}
+    for box, size in (((0, 0, 48, 64), (24, 128)), ((10, 20, 24, 16), (48, 64))):
+        alone, both = (flip_frame(crop_resize(x, 0, box, size)) for x in (one, two))
+        np.testing.assert_array_equal(both["flow"][..., :2], alone["flow"])
+        np.testing.assert_allclose(both["flow"][..., 2:], -alone["flow"], atol=1e-5)
+
+
 def test_flipping_twice_is_the_identity():
     frame = crop_resize(moving(), 0, (3, 5, 30, 40), (33, 47))
     twice = flip_frame(flip_frame(frame))

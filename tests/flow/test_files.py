@@ -7,7 +7,7 @@ from PIL import Image
 from uvos_jax.data import flow_files as files
 from uvos_jax.data.sources import make_source
 from uvos_jax.data.sources.video import Sequence, VideoSource
-from uvos_jax.errors import DataError, ShapeError
+from uvos_jax.errors import ConfigError, DataError, ShapeError
 
 
 @pytest.fixture
@@ -111,6 +111,28 @@ def test_backward_flow_is_valid_from_the_second_frame_on(tree):
     np.testing.assert_array_equal(source[0]["flow_valid"], [False, True, True, True])
 
 
+def test_flow_to_both_neighbours_comes_from_two_folders(tree):
+    for k in (1, 2, 3):
+        field = files.read_flow(tree / "flow" / "cat" / f"{k - 1:05d}.flo")
+        (tree / "back" / "cat").mkdir(parents=True, exist_ok=True)
+        files.write_flo(tree / "back" / "cat" / f"{k:05d}.flo", -field)
+    files.write_meta(tree / "back", {"direction": "backward"})
+    make = lambda **kwargs: make_source(  # noqa: E731
+        "folder", root=str(tree), sequences=["cat"], flow_direction="both", **kwargs
+    )
+    both = ("back", "flow")
+    example = make(flow=both, clip_len=4)[0]
+    np.testing.assert_array_equal(example["flow_valid"], [False, True, True, False])
+    ahead = make_source("folder", root=str(tree), sequences=["cat"], flow="flow", clip_len=4)[0]
+    np.testing.assert_array_equal(example["flow"][1:3, ..., 2:], ahead["flow"][1:3])
+    np.testing.assert_array_equal(example["flow"][1:3, ..., :2], -ahead["flow"][:2])
+    assert len(make(flow=both, clips="flow")) == 2
+    with pytest.raises(ConfigError, match=r"reads backward and forward flow from 2 folder\(s\)"):
+        make(flow="flow")
+    with pytest.raises(ConfigError, match="flow_direction 'sideways' is unknown"):
+        make_source("folder", root=str(tree), flow="flow", flow_direction="sideways")
+
+
 def test_missing_flow_names_the_tool_that_makes_it(tree):
     make = lambda **kwargs: make_source("folder", root=str(tree), sequences=["cat"], **kwargs)  # noqa: E731
     with pytest.raises(DataError, match=r"no optical flow in .*motion.*tools/compute_flow\.py"):
@@ -126,6 +148,6 @@ def test_flow_of_another_size_than_its_frame_is_refused(tree):
     path = tree / "flow" / "cat" / "00000.flo"
     files.write_flo(path, np.zeros((3, 4, 2), np.float32))
     frames = sorted((tree / "cat" / "frames").iterdir())
-    source = VideoSource([Sequence("cat", tuple(frames), (None,) * 4, flow=(path,) * 4)])
+    source = VideoSource([Sequence("cat", tuple(frames), (None,) * 4, flow=((path,),) * 4)])
     with pytest.raises(ShapeError, match=r"flow .*00000\.flo is 4x3, its frame 9x6"):
         source[0]

@@ -310,6 +310,55 @@ def test_edges_are_left_out_of_some_examples_and_averaged_at_inference():
         uvos.build("mpnet:tiny,edge_dropout=1.0")
 
 
+def test_of_two_ways_one_is_seen_with_edges_and_one_without():
+    overrides = "angle_mode=residual,edges=true,edge_dropout=0.5,flow_direction=both"
+    system = uvos.build(f"mpnet:tiny,{overrides}")
+    shapes = jax.eval_shape(system.init, jax.random.key(0))
+    rng = np.random.default_rng(12)
+    variables = jax.tree.map(
+        lambda x: jnp.asarray(0.1 * rng.standard_normal(x.shape) + 0.05, jnp.float32), shapes
+    )
+    back, ahead = clip(T=1, seed=5), clip(T=1, seed=6)
+    back["frames"] = jnp.asarray(rng.integers(0, 256, back["frames"].shape), jnp.uint8)
+    fields = [system._field({**back, "flow": x["flow"]}, train=False) for x in (back, ahead)]
+    fields[1] = fields[1].at[..., 5:].set(0.0)
+    logits = [system.module.apply(variables, x)["logits"] for x in fields]
+    joined = {**back, "flow": jnp.concatenate([back["flow"], ahead["flow"]], axis=-1)}
+    _, found = jax.jit(system.predict)(variables, (), joined)
+    expected = system.probabilities((logits[0] + logits[1]) / 2, (64, 64))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_joint_flow_is_seen_at_once_and_trained_in_either_order_of_time():
+    overrides = "angle_mode=residual,edges=true,flow_direction=both,joint_flow=true,memory=0.5"
+    system = uvos.build(f"mpnet:tiny,{overrides}")
+    variables = system.init(jax.random.key(0))
+    back, ahead = clip(T=2, seed=5), clip(T=2, seed=6)
+    many = jnp.concatenate([back["flow"], ahead["flow"]], axis=-1)
+    batch = {**back, "flow": many}
+    field = system._field(batch, train=False)
+    assert field.shape[-1] == 2 * 5 + 2
+    np.testing.assert_array_equal(field[..., :5], system.encode(back["flow"]))
+    np.testing.assert_array_equal(field[..., 5:10], system.encode(ahead["flow"]))
+    state, probs = jax.jit(system.predict)(variables, jnp.zeros((1, 64, 64, 1)), batch)
+    assert probs.shape == (1, 2, 64, 64)
+    assert state.shape == (1, 64, 64, 1)
+
+    crowd = jnp.repeat(many, 32, axis=0)
+    first, second = system.ways(crowd, jax.random.key(3))
+    prev, follow = crowd[..., :2], crowd[..., 2:]
+    same = lambda a, b: np.asarray((a == b).all((2, 3, 4)))  # noqa: E731
+    swapped, alone = same(first, follow), same(second, -first)
+    assert 16 < swapped.sum() < 48
+    assert 0 < alone.sum() < 20
+    assert (swapped | same(first, prev)).all()
+    assert (alone | np.where(swapped, same(second, prev), same(second, follow))).all()
+    with pytest.raises(ShapeError, match="joint_flow needs flow to the previous and to the next"):
+        system.apply(variables, back, train=False)
+    with pytest.raises(ConfigError, match=r"model\.flow_direction is 'backward': set it to 'both'"):
+        uvos.build("mpnet:tiny,flow_direction=backward,joint_flow=true")
+
+
 def test_impossible_memories_are_refused():
     with pytest.raises(ConfigError, match="memory follows flow to the previous frame"):
         uvos.build("mpnet:tiny,memory=0.5")

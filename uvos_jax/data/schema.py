@@ -7,7 +7,8 @@
 | `valid` | bool `[T]` | false for padded frames |
 | `has_mask` | bool `[T]` | false where a frame has no annotation |
 | `flow` | float32 `[T,H,W,2]` | to the next frame, (u right, v down), pixels of this resolution |
-| `flow_valid` | bool `[T]` | false where there is no next frame |
+| | or `[T,H,W,4]` | to the previous frame and to the next |
+| `flow_valid` | bool `[T]` | false where there is no such frame |
 | `edges` | uint8 `[T,H,W]` | boundary maps, if a system asks for them |
 | `fixations` | float32 `[T,H,W]` | fixation density, likewise |
 | `depth` | float32 `[T,H,W]` | distance along the optical axis; 0 where unknown |
@@ -34,7 +35,7 @@ FIELDS: dict[str, tuple[type, str]] = {
     "masks": (np.uint8, "THW"),
     "valid": (np.bool_, "T"),
     "has_mask": (np.bool_, "T"),
-    "flow": (np.float32, "THW2"),
+    "flow": (np.float32, "THWF"),
     "flow_valid": (np.bool_, "T"),
     "edges": (np.uint8, "THW"),
     "fixations": (np.float32, "THW"),
@@ -81,7 +82,12 @@ def validate_example(
                 f"{name}: {key} must have shape [{','.join(letters)}], got {array.shape}"
             )
         for letter, size in zip(letters, array.shape, strict=True):
-            if letter.isdigit():
+            if letter == "F":
+                if size not in (2, 4):
+                    raise ShapeError(
+                        f"{name}: {key} must have 2 or 4 channels last, got {array.shape}"
+                    )
+            elif letter.isdigit():
                 if size != int(letter):
                     raise ShapeError(
                         f"{name}: {key} must have {letter} channels last, got {array.shape}"

@@ -55,12 +55,12 @@ def resize_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def resize_flow(flow: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Bilinear resize of a flow field `[H,W,2]` with its vectors scaled to the new pixels."""
+    """Bilinear resize of flow `[H,W,2 or 4]` with its vectors scaled to the new pixels."""
     H, W = flow.shape[:2]
     if tuple(size) == (H, W):
         return flow
     out = resize_image(flow.astype(np.float32), size)
-    return out * np.asarray([size[1] / W, size[0] / H], np.float32)
+    return out * np.asarray([size[1] / W, size[0] / H] * (flow.shape[-1] // 2), np.float32)
 
 
 def crop_resize(
@@ -89,7 +89,7 @@ def flip_frame(frame: Example) -> Example:
     """Mirrors one frame (arrays without time axis) left to right; u changes its sign."""
     out = {k: v[:, ::-1] for k, v in frame.items()}
     if "flow" in out:
-        out["flow"] = out["flow"] * np.asarray([-1, 1], np.float32)
+        out["flow"] = out["flow"] * np.asarray([-1, 1] * (out["flow"].shape[-1] // 2), np.float32)
     return out
 
 

@@ -15,7 +15,8 @@ divides both sides the two are taken to be one network. The last frame has no fl
 the release; here it gets the flow its engine supplies.
 
 Ours, off unless configured: `flow_direction`: with `backward` a stream needs no look-ahead, with
-`both` the log-odds by the flow to both neighbours are averaged; `temperature` divides log-odds, so
+`both` the log-odds by the flow to both neighbours are averaged, or with `joint_flow` the network
+sees both at once; `temperature` divides log-odds, so
 that a CRF after the network has a say; `memory`, the share of the previous frame's log-odds that is
 carried along the flow and added; a soft IoU loss (`iou_weight`); `edges`, how steep the frame is
 beside its mean (`ops.edges`), by which the network can end objects where the picture does and not
@@ -54,6 +55,8 @@ ANGLE_MODES = ("acos", "atan2", "sincos", "raw", "residual")
 NEUTRAL = 0.5
 #: Channels of `edge_contrast`.
 EDGES = 2
+#: Share of the training examples of `joint_flow` whose second field is the first one's negative.
+ONE_SIDED = 0.1
 #: Probabilities are kept this far from 0 and 1, and remembered log-odds within these bounds.
 LEAST, SUREST = 1e-3, 6.0
 
@@ -154,6 +157,11 @@ class MPNet(System):
                 f"config field model.memory must lie in [0, 1), got {config.memory}: it is the "
                 "share of the previous frame's log-odds that is kept"
             )
+        if config.joint_flow and config.flow_direction != "both":
+            raise ConfigError(
+                "config field model.joint_flow joins flow to both neighbours, but "
+                f"model.flow_direction is {config.flow_direction!r}: set it to 'both'"
+            )
         if config.memory and config.flow_direction == "forward":
             raise ConfigError(
                 "config field model.memory follows flow to the previous frame: set "
@@ -163,7 +171,7 @@ class MPNet(System):
             raise ConfigError(
                 f"config field model.edge_dropout must lie in [0, 1), got {config.edge_dropout}"
             )
-        self.edges = bool(config.edges)
+        self.edges, self.joint = bool(config.edges), bool(config.joint_flow)
         self.spec = ModelSpec(
             name="mpnet",
             paper="Tokmakov, Alahari, Schmid: Learning Motion Patterns in Videos, CVPR 2017",
@@ -231,8 +239,9 @@ class MPNet(System):
                 f"mpnet sees nothing but the batch key 'flow', and the batch has {sorted(batch)}: "
                 "give float32 [B,T,H,W,2], pixels to the next frame"
             )
-        flow = jax.lax.stop_gradient(jnp.asarray(batch["flow"]))[..., :2]
-        field = self.encode(flow, train=train)
+        flow = jax.lax.stop_gradient(jnp.asarray(batch["flow"]))
+        ways = self.ways(flow, rngs["dropout"] if train and rngs is not None else None)
+        field = jnp.concatenate([self.encode(way, train=train) for way in ways], axis=-1)
         if self.edges:
             edges = edge_contrast(jnp.asarray(batch["frames"]))
             if train and rngs is not None and self.config.edge_dropout:
@@ -244,6 +253,31 @@ class MPNet(System):
         if not train:
             field = resize_nearest(field, self.network_size(field.shape[-3:-1]))
         return field.astype(self.compute_dtype)
+
+    def ways(self, flow: jax.Array, rng: jax.Array | None) -> list[jax.Array]:
+        """The fields `[B,T,H,W,2]` that the network sees at once.
+
+        With `joint_flow` training runs every other example backwards (with `rng`), and a few have
+        but one field and its negative, as frames have at either end of a video.
+
+        Raises:
+          ShapeError: `joint_flow` needs four channels.
+        """
+        if not self.joint:
+            return [flow[..., :2]]
+        if flow.shape[-1] != 4:
+            raise ShapeError(
+                "mpnet: model.joint_flow needs flow to the previous and to the next frame, "
+                f"[B,T,H,W,4], got {flow.shape}: give sources flow_direction='both' and two folders"
+            )
+        first, second = flow[..., :2], flow[..., 2:]
+        if rng is not None:
+            order, sides = jax.random.split(jax.random.fold_in(rng, 1))
+            swap = jax.random.bernoulli(order, 0.5, (*flow.shape[:2], 1, 1, 1))
+            first, second = jnp.where(swap, second, first), jnp.where(swap, first, second)
+            alone = jax.random.bernoulli(sides, ONE_SIDED, swap.shape)
+            second = jnp.where(alone, -first, second)
+        return [first, second]
 
     def apply(self, variables, batch, *, train, rngs=None, phase="default"):
         field = self._field(batch, train=train, rngs=rngs)
@@ -317,19 +351,23 @@ class MPNet(System):
 
         With flow in both directions log-odds are averaged: flow spills over the edges of an object
         on one side in one direction, on the other side in the other. Where training left edges out
-        at times (`edge_dropout`), so are those with and without them.
+        at times (`edge_dropout`), so are those with and without them; of flow in both directions
+        that to the previous frame is seen with edges, that to the next without them.
         """
-        ways = jnp.split(jnp.asarray(chunk["flow"]), chunk["flow"].shape[-1] // 2, axis=-1)
+        flow = jnp.asarray(chunk["flow"])
+        ways = [flow] if self.joint else jnp.split(flow, flow.shape[-1] // 2, axis=-1)
         # one after the other along time: the network is compiled once
         field = self._field({**chunk, "flow": jnp.concatenate(ways, axis=1)}, train=False)
         if self.edges and self.config.edge_dropout:
-            field = jnp.concatenate([field, field.at[..., -EDGES:].set(0.0)], axis=1)
-        views = field.shape[1] // ways[0].shape[1]
+            if len(ways) == 1:
+                field = jnp.concatenate([field, field], axis=1)
+            field = field.at[:, field.shape[1] // 2 :, ..., -EDGES:].set(0.0)
+        views = field.shape[1] // flow.shape[1]
         outputs = self.module.apply(dict(variables), field)
         logits = sum(jnp.split(outputs["logits"], views, axis=1)) / views
-        probs = self.probabilities(logits, ways[0].shape[2:4])
+        probs = self.probabilities(logits, flow.shape[2:4])
         if self.config.memory:
-            state, probs = self.remember(state, probs, ways[0])
+            state, probs = self.remember(state, probs, flow[..., :2])
         return state, combine(probs, chunk.get("objectness", NEUTRAL))
 
     def remember(

@@ -14,10 +14,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from uvos_jax.data.flow_files import Direction
 from uvos_jax.data.schema import VOID
 from uvos_jax.data.sources.layouts import SequenceFiles, find_dataset
-from uvos_jax.data.sources.video import Sequence, VideoSource, with_edge_folder, with_flow_folder
+from uvos_jax.data.sources.video import (
+    FlowDirection,
+    Sequence,
+    VideoSource,
+    with_edge_folder,
+    with_flow_folder,
+)
 from uvos_jax.errors import ConfigError, DataError
 
 
@@ -33,7 +38,7 @@ class DatasetSource(VideoSource):
       clips: see `VideoSource`; here one example per annotated frame is the default.
       flow: folder of flow files, `<flow>/<sequence>/<frame>.*` (see `data.flow_files`), absolute or
         relative to `root`; made by tools/compute_flow.py. FlyingThings3D has its own.
-      flow_direction: `forward` or `backward`.
+      flow_direction: `forward`, `backward`, or `both`, for which `flow` names two folders.
       edges: folder of 8-bit edge maps, `<edges>/<sequence>/<frame>.*`, absolute or relative to
         `root`, for systems that look for hard examples near edges (MATNet: HED).
       fields: options of the set (`OPTIONS`) and of `VideoSource`.
@@ -65,8 +70,8 @@ class DatasetSource(VideoSource):
         every: int = 1,
         clips: str = "annotated",
         binary: bool | None = None,
-        flow: str = "",
-        flow_direction: Direction = "forward",
+        flow: str | tuple[str, str] = "",
+        flow_direction: FlowDirection = "forward",
         edges: str = "",
         **fields: Any,
     ):
@@ -108,7 +113,7 @@ class DatasetSource(VideoSource):
             raise DataError(f"{self.DATASET}: {problems[0]}; restore it")
         masks = dict(zip(files.frames, files.annotations, strict=True))
         stems = [s for s in files.images if s in masks or not annotated_only][::every]
-        flow = tuple(files.flow.get(s) for s in stems)
+        flow = tuple((files.flow[s],) if s in files.flow else None for s in stems)
         if files.flow and len(stems) < len(files.images):
             raise ConfigError(
                 f"{self.DATASET}: flow joins consecutive frames, so none can be left out: remove "

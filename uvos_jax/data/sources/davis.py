@@ -10,9 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from uvos_jax.data.flow_files import Direction
 from uvos_jax.data.sources.layouts import davis_names
 from uvos_jax.data.sources.video import (
+    FlowDirection,
     Sequence,
     VideoSource,
     match_by_stem,
@@ -81,7 +81,7 @@ class DavisSource(VideoSource):
     Args:
       flow: folder of flow files, `<flow>/<sequence>/<frame>.*` (see `data.flow_files`), absolute or
         relative to `root`; made by tools/compute_flow.py.
-      flow_direction: `forward` or `backward`.
+      flow_direction: `forward`, `backward`, or `both`, for which `flow` names two folders.
       edges: folder of 8-bit edge maps, `<edges>/<sequence>/<frame>.*`, absolute or relative to
         `root`, for systems that look for hard examples near edges (MATNet: HED).
     """
@@ -95,8 +95,8 @@ class DavisSource(VideoSource):
         *,
         year: int = 2016,
         resolution: str = "480p",
-        flow: str = "",
-        flow_direction: Direction = "forward",
+        flow: str | tuple[str, str] = "",
+        flow_direction: FlowDirection = "forward",
         edges: str = "",
         **clips,
     ):

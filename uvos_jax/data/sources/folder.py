@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence as Names
 from pathlib import Path
 
-from uvos_jax.data.flow_files import Direction
 from uvos_jax.data.sources.video import (
+    FlowDirection,
     Sequence,
     VideoSource,
     match_by_stem,
@@ -28,7 +28,7 @@ class FolderSource(VideoSource):
       sparse: allow frames without mask (flagged by `has_mask`).
       flow: folder of flow files, `<flow>/<sequence>/<frame>.*` (see `data.flow_files`), absolute or
         relative to `root`; made by tools/compute_flow.py.
-      flow_direction: `forward` or `backward`.
+      flow_direction: `forward`, `backward`, or `both`, for which `flow` names two folders.
       edges: folder of 8-bit edge maps, `<edges>/<sequence>/<frame>.*`, absolute or relative to
         `root`, for systems that look for hard examples near edges (MATNet: HED).
 
@@ -45,8 +45,8 @@ class FolderSource(VideoSource):
         frames: str = "frames",
         masks: str = "masks",
         sparse: bool = False,
-        flow: str = "",
-        flow_direction: Direction = "forward",
+        flow: str | tuple[str, str] = "",
+        flow_direction: FlowDirection = "forward",
         edges: str = "",
         **clips,
     ):

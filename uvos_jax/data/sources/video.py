@@ -9,12 +9,16 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from uvos_jax.data.cache import DecodedFiles
-from uvos_jax.data.flow_files import Direction, FlowFolder, read_flow
+from uvos_jax.data.flow_files import FlowFolder, read_flow
 from uvos_jax.data.sources.annotations import read_annotation
 from uvos_jax.data.video_io import list_images, read_image, read_mask
 from uvos_jax.errors import ConfigError, DataError, ShapeError
 
 CLIPS = ("frames", "annotated", "flow", "sequences")
+#: What a source may supply: flow to the next frame, to the previous one, or to both.
+FlowDirection = Literal["forward", "backward", "both"]
+#: Frames to which flow of a direction leads, in the order of its channels.
+STEPS = {"forward": (1,), "backward": (-1,), "both": (-1, 1)}
 SAMPLINGS = ("consecutive", "pair", "reference", "segments")
 
 
@@ -25,8 +29,9 @@ class Sequence:
     Attributes:
       masks: per frame a path, or several (one per object), or None.
       rule: what the values of masks mean (`annotations.read_annotation`); "": ids as stored.
-      flow: per frame the file of its flow, or None; empty: there is no flow.
-      flow_direction: whether that leads to the next frame or to the previous one.
+      flow: per frame the files of its flow, or None; empty: there is no flow.
+      flow_direction: whether that leads to the next frame or to the previous one; `both`: two
+        files, to the previous and to the next.
       edges: per frame an 8-bit edge map; empty: there are none.
     """
 
@@ -34,7 +39,7 @@ class Sequence:
     frames: tuple[Path, ...]
     masks: tuple[Path | tuple[Path, ...] | None, ...]
     rule: str = ""
-    flow: tuple[Path | None, ...] = ()
+    flow: tuple[tuple[Path, ...] | None, ...] = ()
     flow_direction: str = "forward"
     edges: tuple[Path, ...] = ()
 
@@ -171,18 +176,20 @@ class VideoSource:
         return edges
 
     def flow_of(self, sequence: Sequence, chosen: list[int], frame: np.ndarray):
-        """Flow to the next (or previous) frame of the video, valid unless that is another frame
-        of the clip."""
-        flow = np.zeros((len(chosen), *frame.shape[:2], 2), np.float32)
+        """Flow to the next (or previous, or both) frames of the video, valid unless these are
+        other frames of the clip."""
+        steps = STEPS[sequence.flow_direction]
+        flow = np.zeros((len(chosen), *frame.shape[:2], 2 * len(steps)), np.float32)
         valid = np.zeros(len(chosen), bool)
         for t, k in enumerate(chosen):
-            path, step = sequence.flow[k], 1 if sequence.flow_direction == "forward" else -1
-            inside = 0 <= t + step < len(chosen)
-            if path is None or (inside and chosen[t + step] != k + step):
+            inside = [s for s in steps if 0 <= t + s < len(chosen)]
+            if sequence.flow[k] is None or any(chosen[t + s] != k + s for s in inside):
                 continue
-            field = read_flow(path)
-            _check_size("flow", path, field, frame)
-            flow[t], valid[t] = field, True
+            for way, path in enumerate(sequence.flow[k]):
+                field = read_flow(path)
+                _check_size("flow", path, field, frame)
+                flow[t, ..., 2 * way : 2 * way + 2] = field
+            valid[t] = True
         return flow, valid
 
     def binarize(self, mask: np.ndarray) -> np.ndarray:
@@ -207,15 +214,35 @@ def _check_size(kind: str, path: Path, array: np.ndarray, frame: np.ndarray) -> 
 
 
 def with_flow_folder(
-    sequence: Sequence, root: str | Path, flow: str, direction: Direction
+    sequence: Sequence,
+    root: str | Path,
+    flow: str | tuple[str, str],
+    direction: FlowDirection,
 ) -> Sequence:
     """The sequence with flow from `<root>/<flow>/<sequence>/<frame>.*` (`flow` may be absolute).
 
+    With `both`, `flow` names two folders, of backward and of forward flow; frames at either end of
+    the sequence then have none.
+
     Raises:
       DataError: the folder, or the flow of a frame, is missing.
+      ConfigError: an unknown direction, or another number of folders than it needs.
     """
-    folder = FlowFolder(Path(root) / flow, direction)
-    files = folder.files(sequence.name, [p.stem for p in sequence.frames])
+    if direction not in STEPS:
+        raise ConfigError(f"flow_direction {direction!r} is unknown: use one of {tuple(STEPS)}")
+    ways = ("backward", "forward") if direction == "both" else (direction,)
+    folders = (flow,) if isinstance(flow, str) else tuple(flow)
+    if len(folders) != len(ways):
+        raise ConfigError(
+            f"flow_direction {direction!r} reads {' and '.join(ways)} flow from {len(ways)} "
+            f"folder(s), but flow names {len(folders)}: {flow!r}"
+        )
+    names = [p.stem for p in sequence.frames]
+    found = [
+        FlowFolder(Path(root) / folder, way).files(sequence.name, names)
+        for folder, way in zip(folders, ways, strict=True)
+    ]
+    files = tuple(None if None in paths else paths for paths in zip(*found, strict=True))
     return dataclasses.replace(sequence, flow=files, flow_direction=direction)
 
 

@@ -71,7 +71,7 @@ def _files(sequence: Any, k: int) -> list[Path]:
     masks = sequence.masks[k]
     paths = [] if masks is None else [masks] if isinstance(masks, Path) else list(masks)
     flow = sequence.flow[k] if sequence.flow else None
-    return [sequence.frames[k], *paths, *([flow] if flow else [])]
+    return [sequence.frames[k], *paths, *(flow or ())]
 
 
 def record(source: DatasetSource, s: int, k: int) -> tuple[dict[str, Any], dict[str, Any]]:
