@@ -36,6 +36,8 @@ MOST_MAPS, MOST_MEMORY = 20_000, 3 * 2**30
 LONG = (
     "test_loss_on_eight_devices_equals_one_device",
     "test_bfloat16_compute_keeps_float32_parameters_and_loss",
+    "test_loss_and_gradient_are_finite_in_every_phase",
+    "test_frames_without_annotation_do_not_change_the_loss",
 )
 ALWAYS = ("cosnet", "pdb_convlstm", "matnet", "mpnet", "sfmnet", "iet")
 
