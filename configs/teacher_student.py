@@ -17,7 +17,7 @@ of the DAVIS challenge, "MotAdapt"). FBMS: +1.2 F-measure over the best before i
 
 Variants: `full` (DAVIS, confident pixels), `teachcont` (soft labels), `baseline` (no adaptation),
 `self` (the student's own confident pixels, taught again every 5 frames), `ivos`, `ivos_cont`,
-`ivos_tasks`, `fbms` (their settings of adaptation), `small` (minutes on a few cores, on synthetic
+`ivos_tasks`, `fbms` (their settings of adaptation), `small` (an hour or two on a core, on synthetic
 video), `tiny` (tests).
 """
 
@@ -129,15 +129,19 @@ def full() -> ConfigDict:
 def small(config: ConfigDict) -> None:
     """Networks small enough for a CPU, on rendered clips with estimated flow.
 
-        python tools/render_clips.py --out data/clips --count 1600 --processes 2
+        python tools/render_clips.py --out data/clips --count 4400 --processes 2
+        python tools/compute_flow.py data/clips/videos --out data/clips/tvl1_ahead \\
+            --provider tvl1:warps=3,iterations=10
         python tools/compute_flow.py data/clips/videos --out data/clips/dis_ahead \\
             --provider opencv_dis
     """
-    from_scratch(config, 600)
+    from_scratch(config, 2000, 4500)
     videos = {"name": "folder", "root": "data/clips/videos", "weight": 1.0}
+    flow = {**videos, "group": "flow", "clips": "flow"}
     config.data.train = (
         {**videos, "group": "default"},
-        {**videos, "group": "flow", "flow": "../dis_ahead", "clips": "flow"},
+        {**flow, "flow": "../tvl1_ahead"},
+        {**flow, "weight": 0.5, "flow": "../dis_ahead"},
     )
     model = config.model
     model.stem = 16
@@ -153,13 +157,14 @@ def small(config: ConfigDict) -> None:
     model.erosion, model.negative_distance = 7, 60.0
     config.data.size = (120, 212)
     config.optim.lr = model.teacher_lr = 3e-3
+    config.optim.schedule.name = "cosine"
     config.train.log_every = 20
-    config.train.checkpoint_every = 100
+    config.train.checkpoint_every = 250
 
 
 def tiny(config: ConfigDict) -> None:
     """Every layer, stage and option of `full` at 48x64 on synthetic video with exact flow."""
-    from_scratch(config, 15)
+    from_scratch(config, 15, 15)
     common = {"name": "synthetic", "weight": 1.0, "preset": "test"}
     config.data.train = (
         {**common, "group": "default"},
@@ -182,11 +187,12 @@ def tiny(config: ConfigDict) -> None:
     config.train.checkpoint_every = 15
 
 
-def from_scratch(config: ConfigDict, steps: int) -> None:
-    """Both stages without anything to start from, `steps` steps each."""
+def from_scratch(config: ConfigDict, student_steps: int, teacher_steps: int) -> None:
+    """Both stages without anything to start from."""
     config.data.eval = ()
     config.data.batch_size = 8
-    config.model.student_steps = config.model.teacher_steps = steps
+    config.model.student_steps = student_steps
+    config.model.teacher_steps = teacher_steps
     # from scratch the teacher learns better on its own than from a student that knows little
     config.model.teacher_from_student = False
     config.model.adapt_loss_scale = 1.0
@@ -194,4 +200,4 @@ def from_scratch(config: ConfigDict, steps: int) -> None:
     config.model.hard_fraction = 1.0
     config.optim.clip_norm = 1.0
     config.optim.freeze_bn = False
-    config.train.total_steps = 2 * steps
+    config.train.total_steps = student_steps + teacher_steps

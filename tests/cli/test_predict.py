@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.cli.conftest import scene, write_frames, write_mp4
+from uvos_jax.cli import predict
 from uvos_jax.cli.main import keep_programs
 from uvos_jax.data import video_io
 
@@ -196,6 +197,13 @@ def test_two_videos_of_one_name_are_refused_before_any_work(tmp_path, weights, r
     line = refused("predict", a, b, "--weights", weights, "--out", tmp_path / "o")
     assert "different --out folders" in line
     assert everything(tmp_path / "o") == []
+
+
+def test_a_folder_of_frames_and_masks_means_its_frames(tmp_path):
+    for kind in ("frames", "masks"):
+        write_frames(tmp_path / "dog" / kind, scene(2, (9, 12)))
+    assert predict.expand([str(tmp_path / "dog")]) == [tmp_path / "dog" / "frames"]
+    assert predict.expand([str(tmp_path)]) == [tmp_path / "dog" / "frames"]
 
 
 def test_an_impossible_threshold_is_refused(tmp_path, weights, refused):

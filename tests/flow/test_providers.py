@@ -12,7 +12,7 @@ from uvos_jax.convert import flownets as networks
 from uvos_jax.data import flow_files
 from uvos_jax.errors import CheckpointError, ConfigError, DataError, ShapeError, UnsupportedError
 from uvos_jax.flow import PROVIDERS, PrecomputedFlow, make_provider
-from uvos_jax.flow.providers import resize_area
+from uvos_jax.flow.providers import FlowProvider, resize_area
 from uvos_jax.modules.flownets import FlowNetS, PWCNet
 
 
@@ -161,3 +161,19 @@ def test_precomputed_flow_belongs_to_named_videos(tmp_path, clip):
 
 def test_all_providers_are_described():
     assert all(entry.about for entry in PROVIDERS.values())
+
+
+@pytest.mark.parametrize("spec", ["tvl1:longest=40,levels=2,warps=1,iterations=4", "twice"])
+def test_flow_can_be_had_at_another_size_in_its_pixels(clip, spec):
+    class Twice(FlowProvider):
+        name = "twice"
+
+        def between(self, first, second):
+            return np.full((*first.shape[:3], 2), 2.0, np.float32)
+
+    provider = Twice() if spec == "twice" else make_provider(spec)
+    full, small = provider(clip), provider(clip, size=(32, 20))
+    assert small.shape == (2, 32, 20, 2)
+    # 64x80 to 32x20: half the motion down, a quarter of the motion to the right
+    expected = full.mean((1, 2)) * [0.25, 0.5]
+    np.testing.assert_allclose(small.mean((1, 2)), expected, rtol=0.02)

@@ -135,3 +135,10 @@ def test_no_motion_has_no_residual():
     encoded = ops.flow_to_residual(jnp.zeros((1, 32, 48, 2)))
     assert encoded.shape == (1, 32, 48, 5)
     np.testing.assert_allclose(encoded, 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 100, 101])
+def test_median_by_bisection(count, rng):
+    for values in (rng.exponential(size=count) ** 4, rng.integers(0, 4, count), np.zeros(count)):
+        values = values.astype(np.float32)
+        np.testing.assert_allclose(ops._median(jnp.asarray(values)), np.median(values), rtol=1e-6)

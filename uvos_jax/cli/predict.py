@@ -119,7 +119,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
 
 
 def expand(paths: list[str]) -> list[Path]:
-    """Folders of frame folders and of videos become their contents.
+    """Folders of frame folders and of videos become their contents, VIDEO means VIDEO/frames.
 
     Raises:
       DataError: a path does not exist, or a folder holds neither frames nor videos.
@@ -132,6 +132,9 @@ def expand(paths: list[str]) -> list[Path]:
         if not path.exists():
             raise DataError(f"video {path} does not exist: give a video file or folder of frames")
         if path.is_dir() and not list_images(path):
+            if (path / "frames").is_dir():  # beside its masks, perhaps
+                videos.append(path / "frames")
+                continue
             inside = [
                 p
                 for p in sorted(path.iterdir())

@@ -39,15 +39,29 @@ class FlowProvider:
         """Flow float32 `[N,H,W,2]` from `first` to `second`, uint8 RGB `[N,H,W,3]`."""
         raise NotImplementedError
 
-    def __call__(self, frames: np.ndarray) -> np.ndarray:
-        """Flow from each frame of uint8 `[N+1,H,W,3]` to the next, float32 `[N,H,W,2]`."""
+    def between_at(self, first: np.ndarray, second: np.ndarray, size: tuple[int, int]) -> Any:
+        """`between`, resized to (h, w) and in pixels of that size."""
+        return np.asarray(_resized(self.between(first, second), size=tuple(size)))
+
+    def __call__(self, frames: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
+        """Flow from each frame of uint8 `[N+1,H,W,3]` to the next, float32 `[N,H,W,2]`.
+
+        Args:
+          size: (h, w) of the field and of the pixels it counts in; None takes the frames'. An
+            estimator that works at another size than theirs resizes its field only once.
+        """
         frames = _check_frames(frames)
         if len(frames) < 2:
             raise DataError(f"{self.name}: optical flow needs at least two frames, got one")
-        return self.between(frames[:-1], frames[1:])
+        if size is None:
+            return self.between(frames[:-1], frames[1:])
+        return self.between_at(frames[:-1], frames[1:], size)
 
     def __repr__(self) -> str:
         return f"<FlowProvider {self.name}>"
+
+
+_resized = jax.jit(resize_flow, static_argnames="size")
 
 
 def _check_frames(frames: np.ndarray) -> np.ndarray:
@@ -84,20 +98,23 @@ class JaxProvider(FlowProvider):
             raise ConfigError(f"{name}: longest must be a number of pixels, got {longest}")
         self.name, self.batch = name, batch or (1 if jax.default_backend() == "cpu" else 4)
 
-        def run(first: jax.Array, second: jax.Array) -> jax.Array:
-            size = first.shape[1:3]
+        def run(first: jax.Array, second: jax.Array, size: tuple[int, int]) -> jax.Array:
+            full = first.shape[1:3]
             pair = [x.astype(jnp.float32) for x in (first, second)]
-            ratio = min(scale, longest / max(size)) if longest else scale
+            ratio = min(scale, longest / max(full)) if longest else scale
             if ratio < 1:
                 # averaged, not sampled: at half size each pixel is the mean of four
-                small = tuple(max(1, round(n * ratio)) for n in size)
+                small = tuple(max(1, round(n * ratio)) for n in full)
                 pair = [resize_area(x, small) for x in pair]
             flow = function(*pair)
-            return resize_flow(flow, size) if ratio < 1 else flow
+            return flow if flow.shape[1:3] == size else resize_flow(flow, size)
 
-        self._run = jax.jit(run)
+        self._run = jax.jit(run, static_argnames="size")
 
     def between(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        return self.between_at(first, second, np.shape(first)[1:3])
+
+    def between_at(self, first: np.ndarray, second: np.ndarray, size: tuple[int, int]) -> Any:
         first, second = _check_frames(first), _check_frames(second)
         if first.shape != second.shape:
             raise ShapeError(
@@ -109,7 +126,7 @@ class JaxProvider(FlowProvider):
             count = len(pair[0])
             # filled up, so that a shorter last batch compiles nothing
             pair = [np.concatenate([x, x[-1:].repeat(self.batch - count, 0)]) for x in pair]
-            flows.append(np.asarray(self._run(*pair))[:count])
+            flows.append(np.asarray(self._run(*pair, size=tuple(size)))[:count])
         return np.concatenate(flows)
 
 

@@ -26,6 +26,9 @@ WIDTHS = (64, 128, 256, 256, 256, 256)
 #: BatchNorm epsilon of the first layer; the others have the usual one.
 FIRST_EPSILON = 1e-4
 
+#: Channels up to which columns are computed in pairs at inference, see `Conv`.
+MOST_IN, MOST_OUT = 8, 24
+
 
 class MPNetStream(nn.Module):
     """Encoder over five scales, decoder with skip connections back to half the input's size.
@@ -96,7 +99,15 @@ class ConvNormReLU(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        x = Conv(self.features, self.kernel, use_bias=True, dtype=self.dtype, name="conv")(x)
+        few = not train and x.shape[-1] <= MOST_IN and self.features <= MOST_OUT
+        x = Conv(
+            self.features,
+            self.kernel,
+            use_bias=True,
+            in_pairs=few,
+            dtype=self.dtype,
+            name="conv",
+        )(x)
         return nn.relu(
             nn.BatchNorm(
                 use_running_average=not train or self.freeze_bn,

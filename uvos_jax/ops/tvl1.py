@@ -110,23 +110,27 @@ def _central_gradient(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return grads[0], grads[1]
 
 
-def _sample(stack: jax.Array, u: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Bilinear samples of `stack [B,H,W,K]` at `x + (u, v)`, and whether they lie inside."""
-    B, H, W, K = stack.shape
+def _sample(planes: jax.Array, u: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Bilinear samples of `planes [K,B,H,W]` at `x + (u, v)`, and whether they lie inside.
+
+    Planes lie one after the other: with channels side by side XLA's CPU back end computed weights
+    and positions anew for each of them, and warping took as long as 25 dual steps.
+    """
+    K, B, H, W = planes.shape
     x = jnp.arange(W, dtype=u.dtype) + u
     y = jnp.arange(H, dtype=v.dtype)[:, None] + v
     inside = (x >= 0) & (x <= W - 1) & (y >= 0) & (y <= H - 1)
     x, y = jnp.clip(x, 0, W - 1), jnp.clip(y, 0, H - 1)
-    x0, y0 = jnp.floor(x).astype(jnp.int32), jnp.floor(y).astype(jnp.int32)
-    x0, y0 = jnp.minimum(x0, max(W - 2, 0)), jnp.minimum(y0, max(H - 2, 0))
-    fx, fy = (x - x0)[..., None], (y - y0)[..., None]
+    x0 = jnp.minimum(jnp.floor(x), max(W - 2, 0))
+    y0 = jnp.minimum(jnp.floor(y), max(H - 2, 0))
+    fx, fy = x - x0, y - y0
     step_x, step_y = min(1, W - 1), W * min(1, H - 1)
-    flat = stack.reshape(B, H * W, K)
-    base = (y0 * W + x0).reshape(B, H * W)
+    flat = planes.reshape(K, B * H * W)
+    first = (jnp.arange(B) * (H * W))[:, None, None]
+    base = (first + y0.astype(jnp.int32) * W + x0.astype(jnp.int32)).reshape(-1)
 
     def at(offset: int) -> jax.Array:
-        index = jnp.broadcast_to((base + offset)[..., None], (B, H * W, K))
-        return jnp.take_along_axis(flat, index, axis=1).reshape(B, H, W, K)
+        return flat.at[:, base + offset].get(mode="clip").reshape(planes.shape)
 
     top = at(0) * (1 - fx) + at(step_x) * fx
     bottom = at(step_y) * (1 - fx) + at(step_y + step_x) * fx
@@ -177,7 +181,7 @@ def _tvl1_level(
 ) -> jax.Array:
     """Refines `flow [B,h,w,2]` between grey images `[B,h,w]` on one pyramid level."""
     gx1, gy1 = _central_gradient(i1)
-    stack = jnp.stack([i1, gx1, gy1], axis=-1)
+    planes = jnp.stack([i1, gx1, gy1])
     threshold, ratio = lambda_ * theta, tau / theta
 
     def warp_once(_, carry):
@@ -185,9 +189,8 @@ def _tvl1_level(
         if median:
             u, v = median3x3(u), median3x3(v)
         u0, v0 = u, v
-        warped, inside = _sample(stack, u0, v0)
-        warped = jnp.where(inside[..., None], warped, 0.0)
-        i1w, gx, gy = warped[..., 0], warped[..., 1], warped[..., 2]
+        warped, inside = _sample(planes, u0, v0)
+        i1w, gx, gy = jnp.where(inside, warped, 0.0)
         square = gx * gx + gy * gy
         # rho(w) = constant + gx u + gy v; outside the image there is no data term.
         constant = jnp.where(inside, i1w - gx * u0 - gy * v0 - i0, 0.0)
@@ -310,14 +313,13 @@ def lucas_kanade_flow(
         if flow.shape[1:3] != size:
             flow = _upscale(flow, size)
         gx1, gy1 = _central_gradient(i1)
-        stack = jnp.stack([i1, gx1, gy1], axis=-1)
+        planes = jnp.stack([i1, gx1, gy1])
 
-        def refine(_, flow, stack=stack, i0=i0):
+        def refine(_, flow, planes=planes, i0=i0):
             u, v = flow[..., 0], flow[..., 1]
-            warped, inside = _sample(stack, u, v)
-            warped = jnp.where(inside[..., None], warped, 0.0)
-            gx, gy = warped[..., 1], warped[..., 2]
-            residual = jnp.where(inside, warped[..., 0] - i0, 0.0)
+            warped, inside = _sample(planes, u, v)
+            i1w, gx, gy = jnp.where(inside, warped, 0.0)
+            residual = jnp.where(inside, i1w - i0, 0.0)
             sums = _box(
                 jnp.stack([gx * gx, gx * gy, gy * gy, gx * residual, gy * residual]), radius
             )

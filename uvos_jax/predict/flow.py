@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -32,13 +33,15 @@ def with_flow(
     *,
     direction: Direction = "forward",
     at_end: AtEnd = "negated",
+    size: tuple[int, int] | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields every frame with its flow, computed for `batch` pairs at a time.
 
     A frame leaves as soon as the flow of its batch is known: with forward flow and `batch` 1 one
     frame after it arrived, with backward flow at once (the first one, whose flow depends on the
     second unless `at_end` is `zero`, with the second). A video of one frame does not move: zeros,
-    which is logged unless `at_end` is `zero`.
+    which is logged unless `at_end` is `zero`. `size` is that of the fields `flow` gives, if it is
+    not that of the frames.
     """
     held: list[np.ndarray] = []
     first = True
@@ -48,9 +51,12 @@ def with_flow(
             return flow(np.stack(pairs))
         return flow(np.stack(pairs[::-1]))[::-1]
 
+    def still(frame: np.ndarray) -> np.ndarray:
+        return np.zeros((*(size or frame.shape[:2]), 2), np.float32)
+
     def end(frame: np.ndarray, neighbor: np.ndarray, of_neighbor: np.ndarray) -> np.ndarray:
         if at_end == "zero":
-            return np.zeros((*frame.shape[:2], 2), np.float32)
+            return still(frame)
         if at_end == "repeat":
             return of_neighbor
         to_neighbor = flow(np.stack([frame, neighbor]))[0]
@@ -71,7 +77,7 @@ def with_flow(
     for count, frame in enumerate(frames):
         held.append(frame)
         if count == 0 and direction == "backward" and at_end == "zero":
-            yield frame, np.zeros((*frame.shape[:2], 2), np.float32)
+            yield frame, still(frame)
         if len(held) == batch + 1:
             for item in done(held):
                 last_flow = item[1]
@@ -86,13 +92,17 @@ def with_flow(
         return
     if before is None and at_end != "zero":
         log.warning(LONE_FRAME)
-        yield held[0], np.zeros((*held[0].shape[:2], 2), np.float32)
+        yield held[0], still(held[0])
     elif direction == "forward":
         yield held[0], end(held[0], before, last_flow)
 
 
 def with_both_flows(
-    frames: Iterable[np.ndarray], flow: FlowFunction, batch: int
+    frames: Iterable[np.ndarray],
+    flow: FlowFunction,
+    batch: int,
+    *,
+    size: tuple[int, int] | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields every frame with `[H,W,4]`: its flow to the previous and to the next frame.
 
@@ -100,7 +110,7 @@ def with_both_flows(
     is the negated flow to their only neighbour.
     """
     ahead, behind = (
-        with_flow(copy, flow, batch, direction=direction)
+        with_flow(copy, flow, batch, direction=direction, size=size)
         for copy, direction in zip(itertools.tee(frames), ("forward", "backward"), strict=True)
     )
     for (frame, to_next), (_, to_previous) in zip(ahead, behind, strict=True):
@@ -140,13 +150,20 @@ def with_track(
 
 
 def flow_of_video(
-    flow: Any, reader: Any, frames: Iterable[np.ndarray], batch: int, spec: Any
+    flow: Any,
+    reader: Any,
+    frames: Iterable[np.ndarray],
+    batch: int,
+    spec: Any,
+    size: tuple[int, int] | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Frames with the flow that a system's spec asks for.
 
     Args:
       flow: a `FlowFunction`, or a provider that reads the files of named videos (`track`).
       reader: the video, for its name and those of its frames; None for a stream.
+      size: (h, w) at which the flow will be used. Our estimators give it at once, in pixels of this
+        size; functions and files give it at the frames'.
 
     Raises:
       ConfigError: flow in both directions is asked of files.
@@ -157,10 +174,16 @@ def flow_of_video(
             f"these weights of {spec.name} read flow to the previous and to the next frame, and a "
             "folder of flow files holds one of them: name an estimator instead (--flow tvl1_fast)"
         )
+    if size is not None and hasattr(flow, "between_at") and not hasattr(flow, "track"):
+        flow = functools.partial(flow, size=size)
+    else:
+        size = None
     if both:
-        return with_both_flows(frames, flow, batch)
+        return with_both_flows(frames, flow, batch, size=size)
     if hasattr(flow, "track") and reader is not None and len(reader) > 1:
         names = [reader.frame_name(i) for i in range(len(reader))]
         track = flow.track(reader.name, names, spec.flow_direction)
         return with_track(frames, track, at_end=spec.flow_at_end)
-    return with_flow(frames, flow, batch, direction=spec.flow_direction, at_end=spec.flow_at_end)
+    return with_flow(
+        frames, flow, batch, direction=spec.flow_direction, at_end=spec.flow_at_end, size=size
+    )

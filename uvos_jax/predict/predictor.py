@@ -283,7 +283,8 @@ class Predictor:
         size = self.input_size(frames.shape[1:3])
         batch = {"frames": _shrink(frames, size=size)}
         if flow is not None:
-            batch["flow"] = _shrink_flow(flow, size=size)
+            same = flow.shape[1:3] == size
+            batch["flow"] = jnp.asarray(flow)[None] if same else _shrink_flow(flow, size=size)
         states, probs = self._predict(variables or self.variables, states, batch)
         return states, batch["frames"][0], probs[0]
 
@@ -470,7 +471,7 @@ class Predictor:
         spec = self.system.spec
         frames: Iterable[Any] = reader
         if "flow" in spec.requires:
-            frames = flow_of_video(self.flow, reader, reader, self.chunk, spec)
+            frames = flow_of_video(self.flow, reader, reader, self.chunk, spec, spec.input_size)
         blend = _Blend(spec.lookahead)
         waiting = None
         session = self.adapter.start(self.variables) if self.adapter else None
@@ -554,7 +555,9 @@ class Predictor:
         flow, spec = None, self.system.spec
         checked: Iterable[Any] = self._checked(frames)
         if "flow" in spec.requires:
-            checked = flow_of_video(self.flow, reader, checked, 1, spec)
+            checked = flow_of_video(self.flow, reader, checked, 1, spec, spec.input_size)
+        if reader is not None:
+            checked = prefetched(checked)  # of live frames none is taken before it is asked for
         for index, item in enumerate(checked):
             frame, flow = item if isinstance(item, tuple) else (item, None)
             if index == 0:

@@ -1,0 +1,29 @@
+"""Convolutions that are computed another way than XLA would."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from uvos_jax.modules.layers import Conv
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3, 5, 7])
+@pytest.mark.parametrize("width", [8, 9])
+def test_columns_in_pairs_are_the_same_convolution(kernel_size, width, rng):
+    x = jnp.asarray(rng.normal(size=(2, 6, width, 5)), jnp.float32)
+    plain = Conv(4, kernel_size, use_bias=True)
+    variables = plain.init(jax.random.key(0), x)
+    pairs = Conv(4, kernel_size, use_bias=True, in_pairs=True)
+    np.testing.assert_allclose(
+        pairs.apply(variables, x), plain.apply(variables, x), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_what_cannot_go_in_pairs_does_not(rng):
+    x = jnp.asarray(rng.normal(size=(1, 8, 8, 4)), jnp.float32)
+    for options in ({"stride": 2}, {"dilation": 2}, {"groups": 2}, {"padding": 0}):
+        plain = Conv(4, 3, **options)
+        variables = plain.init(jax.random.key(0), x)
+        found = Conv(4, 3, in_pairs=True, **options).apply(variables, x)
+        np.testing.assert_array_equal(found, plain.apply(variables, x))
