@@ -27,3 +27,32 @@ def test_what_cannot_go_in_pairs_does_not(rng):
         variables = plain.init(jax.random.key(0), x)
         found = Conv(4, 3, in_pairs=True, **options).apply(variables, x)
         np.testing.assert_array_equal(found, plain.apply(variables, x))
+
+
+@pytest.mark.parametrize("size", [(5, 5), (7, 12), (3, 20)])
+@pytest.mark.parametrize("dilation", [2, 3, 6])
+def test_wide_dilations_are_the_same_convolution(size, dilation, rng):
+    """Taps inside the image, partly outside and wholly outside."""
+    x = jnp.asarray(rng.normal(size=(2, *size, 4)), jnp.float32)
+    conv = Conv(3, 3, dilation=dilation)
+    variables = conv.init(jax.random.key(0), x)
+
+    def xla(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            (1, 1),
+            [(dilation, dilation)] * 2,
+            rhs_dilation=(dilation, dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+    kernel = variables["params"]["kernel"]
+    np.testing.assert_allclose(conv.apply(variables, x), xla(x, kernel), rtol=1e-5, atol=1e-5)
+
+    def gradient(function):
+        return jax.grad(lambda x, k: jnp.sum(function(x, k) ** 2), argnums=(0, 1))(x, kernel)
+
+    ours = gradient(lambda x, k: conv.apply({"params": {"kernel": k}}, x))
+    for found, expected in zip(ours, gradient(xla), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
