@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -42,9 +46,14 @@ def run(args: argparse.Namespace) -> int:
     print(f"segmenting {len(names)} synthetic clips with {predictor.system.spec.name}", flush=True)
     reports, speeds = [], []
     frames_per_clip = synthetic.demo.FRAMES
-    with progress_bar("demo", len(names) * frames_per_clip) as advance:
-        for name in names:
-            clip = synthetic.demo_clip(name)
+    pool = ThreadPoolExecutor(1)  # clips are rendered while those before are segmented
+    stack = contextlib.ExitStack()
+    stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+    with stack, progress_bar("demo", len(names) * frames_per_clip) as advance:
+        clips = [pool.submit(synthetic.demo_clip, name) for name in names]
+        _compile(predictor, (synthetic.demo.HEIGHT, synthetic.demo.WIDTH))
+        for name, rendered in zip(names, clips, strict=True):
+            clip = rendered.result()
             start, results = time.monotonic(), []
             with PredictionSink(out / "masks", name, video=True, overwrite=True) as sink:
                 for result in predictor.iter_predict(clip["frames"]):
@@ -75,6 +84,24 @@ def run(args: argparse.Namespace) -> int:
         "next: uvos predict YOUR_VIDEO --out masks --overlay"
     )
     return 0
+
+
+def _compile(predictor: Any, size: tuple[int, int]) -> None:
+    """Has the predictor compile its programs for frames of this size, on a square that moves."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    background, square = (rng.integers(0, 256, (*size, 3), np.uint8) for _ in range(2))
+    frames = np.stack([background] * (predictor.chunk + 1))
+    for t, frame in enumerate(frames):
+        frame[40:90, 60 + 3 * t : 120 + 3 * t] = square[40:90, 60:120]
+    log = logging.getLogger("uvos_jax")
+    level = log.level
+    log.setLevel(logging.ERROR)  # whether it finds the square is nobody's concern
+    try:
+        predictor.predict(frames)
+    finally:
+        log.setLevel(level)
 
 
 def _stack(labels):

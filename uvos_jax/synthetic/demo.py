@@ -7,9 +7,10 @@ picked from a few thousand scenes for what they show and for a well visible obje
 from __future__ import annotations
 
 import dataclasses
-from functools import lru_cache, partial
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from uvos_jax.errors import ConfigError
@@ -17,13 +18,15 @@ from uvos_jax.synthetic.config import SceneConfig, config
 from uvos_jax.synthetic.render import label_mask, render
 from uvos_jax.synthetic.scene import sample_scene
 
-FRAMES, HEIGHT, WIDTH = 24, 128, 224
+HEIGHT, WIDTH = 128, 224
+#: Frames of a scene, of which a clip shows the middle ones.
+SCENE_FRAMES, FRAMES = 24, 16
 #: Settings of every demo clip: slow enough to watch, two objects at most.
 CONFIG = config(
     "default",
     height=HEIGHT,
     width=WIDTH,
-    frames=FRAMES,
+    frames=SCENE_FRAMES,
     distractors=3,
     objects=2,
     object_counts=(0.7, 0.3),
@@ -67,25 +70,29 @@ def demo_config(name: str) -> tuple[int, SceneConfig]:
     return seed, dataclasses.replace(CONFIG, label=label)
 
 
-@partial(jax.jit, static_argnums=1)
-def _make(seed: jax.Array, cfg: SceneConfig):
+@partial(jax.jit, static_argnums=(1, 2))
+def _make(seed: jax.Array, cfg: SceneConfig, outputs: tuple[str, ...]):
     scene = sample_scene(jax.random.key(seed), cfg)
     few = {k: scene[k] for k in ("primary", "is_moving")}
-    return few, render(scene, None, cfg, ("video", "ids", "flow_fw"))
+    times = jnp.arange(FRAMES, dtype=jnp.float32) - (FRAMES - 1) / 2
+    return few, render(scene, times, cfg, outputs)
 
 
-@lru_cache(maxsize=len(CLIPS))
-def demo_clip(name: str) -> dict:
+def demo_clip(name: str, *, flow: bool = False) -> dict:
     """Renders a demo clip.
 
-    Returns `name`, `frames` uint8 `[24,128,224,3]`, `masks` uint8 `[24,128,224]`, `flow` f32
-    `[24,128,224,2]`.
+    Returns `name`, `frames` uint8 `[16,128,224,3]`, `masks` uint8 `[16,128,224]` and, if asked for,
+    which takes twice the time, `flow` float32 `[16,128,224,2]` to the next frame.
+
+    Raises:
+      ConfigError: no clip of that name.
     """
     seed, cfg = demo_config(name)
-    scene, record = jax.device_get(_make(np.uint32(seed), CONFIG))
-    return {
+    outputs = ("video", "ids", *(("flow_fw",) if flow else ()))
+    scene, record = jax.device_get(_make(np.uint32(seed), CONFIG, outputs))
+    clip = {
         "name": name,
         "frames": np.round(record["video"] * 255).astype(np.uint8),
         "masks": np.asarray(label_mask(scene, record["ids"], cfg)),
-        "flow": record["flow_fw"],
     }
+    return {**clip, "flow": record["flow_fw"]} if flow else clip
