@@ -38,6 +38,7 @@ LONG = (
     "test_bfloat16_compute_keeps_float32_parameters_and_loss",
     "test_loss_and_gradient_are_finite_in_every_phase",
     "test_frames_without_annotation_do_not_change_the_loss",
+    "test_parameters_are_float32_and_named_by_strings",
 )
 ALWAYS = ("cosnet", "pdb_convlstm", "matnet", "mpnet", "sfmnet", "iet")
 

@@ -36,7 +36,8 @@ def variants():
                     scale = np.sqrt(2 / np.prod(leaf.shape[:-1]))
                     scale /= 64 if leaf.shape[:3] == (7, 7, 3) else 1  # pixels reach 150
                     # sharp softmaxes would magnify rounding, which depends on the batch size
-                    scale *= 0.1 if path[-2].key == "affinity" else 1
+                    # and large logits do so, too
+                    scale *= 0.1 if path[-2].key in ("affinity", "classifier") else 1
                     return jnp.asarray(scale * rng.standard_normal(leaf.shape), jnp.float32)
                 if path[-1].key in ("scale", "var"):
                     return jnp.asarray(0.5 + rng.random(leaf.shape), jnp.float32)

@@ -18,8 +18,9 @@ from jaxtyping import Array, Float
 BN_EPSILON = 1e-5
 #: Flax keeps this share of the running statistics; PyTorch's momentum 0.1.
 BN_MOMENTUM = 0.9
-#: Dilations from this part of the image's shorter side on are applied tap by tap on CPUs.
-WIDE_DILATION = 5
+#: Dilations from this part of the image's shorter side on are applied tap by tap on CPUs, to at
+#: least so many channels: of few, a product is no faster, and nine take longer to compile.
+WIDE_DILATION, WIDE_CHANNELS = 5, 512
 
 
 class Conv(nn.Module):
@@ -67,7 +68,7 @@ class Conv(nn.Module):
             y = x @ kernel[0, 0]
         elif self.in_pairs and self._same_on_cpu(pad) and d == 1 and x.shape[2] % 2 == 0:
             y = _conv_in_pairs(x, kernel)
-        elif self._same_on_cpu(pad) and d > 1 and d * WIDE_DILATION >= min(x.shape[1:3]):
+        elif self._same_on_cpu(pad) and _is_wide(x.shape, d):
             y = _conv_by_taps(x, kernel, d)
         else:
             y = lax.conv_general_dilated(
@@ -107,6 +108,11 @@ def _conv_in_pairs(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return y.reshape(B, H, W, features)
 
 
+def _is_wide(shape: tuple[int, ...], dilation: int) -> bool:
+    wide = dilation > 1 and dilation * WIDE_DILATION >= min(shape[1:3])
+    return wide and shape[-1] >= WIDE_CHANNELS
+
+
 def _conv_by_taps(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
     """Correlation at stride 1 that keeps the size, of an odd kernel: the sum over its taps."""
     H, W = x.shape[1:3]
@@ -117,16 +123,18 @@ def _conv_by_taps(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
         before, after = max(-shift, 0), max(shift, 0)
         return slice(after, size - before), (before, after)
 
-    total = jnp.zeros((*x.shape[:3], kernel.shape[-1]), x.dtype)
+    total = jnp.zeros((*x.shape[:3], kernel.shape[-1]), jnp.float32)
     for i in range(-r, r + 1):
         for j in range(-r, r + 1):
             down, right = i * dilation, j * dilation
             if abs(down) >= H or abs(right) >= W:
                 continue
             (rows, pad_rows), (columns, pad_columns) = covered(down, H), covered(right, W)
-            part = x[:, rows, columns] @ kernel[i + r, j + r]
+            part = jnp.matmul(
+                x[:, rows, columns], kernel[i + r, j + r], preferred_element_type=jnp.float32
+            )
             total = total + jnp.pad(part, ((0, 0), pad_rows, pad_columns, (0, 0)))
-    return total
+    return total.astype(x.dtype)
 
 
 def batch_norm(
