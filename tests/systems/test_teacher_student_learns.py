@@ -35,7 +35,7 @@ def region_similarity(probs, masks):
 @pytest.mark.xfail(
     strict=True,
     reason="the teacher gains 0.08 (150 steps) and 0.04 (300 steps), less than the margin; "
-    "adaptation gains 0.018, just below its own",
+    "adaptation gains 0.018, just below its own; 600 steps at 3e-3 with a cosine: 0.135 and 0.064",
 )
 def test_the_teacher_learns_and_the_student_learns_from_it():
     config = uvos.load_config("teacher_student:tiny")
