@@ -31,7 +31,7 @@ import pytest
 MOST_MAPS, MOST_MEMORY = 20_000, 3 * 2**30
 
 
-#: Tests of the registry that compile a whole training step, and the systems that always run them;
+#: Tests of the registry that compile much, and the systems that always run them;
 #: for the others they are `slow`.
 LONG = (
     "test_loss_on_eight_devices_equals_one_device",
@@ -39,8 +39,9 @@ LONG = (
     "test_loss_and_gradient_are_finite_in_every_phase",
     "test_frames_without_annotation_do_not_change_the_loss",
     "test_parameters_are_float32_and_named_by_strings",
+    "test_a_causal_system_fed_frame_by_frame_equals_one_call",
 )
-ALWAYS = ("cosnet", "pdb_convlstm", "matnet", "mpnet", "sfmnet", "iet")
+ALWAYS = ("cosnet", "pdb_convlstm", "matnet", "mpnet", "sfmnet")
 
 
 def pytest_configure(config):

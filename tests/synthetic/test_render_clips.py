@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 from uvos_jax import synthetic
 from uvos_jax.data import sources
@@ -12,6 +13,7 @@ from uvos_jax.data import sources
 TOOL = Path(__file__).parents[2] / "tools" / "render_clips.py"
 
 
+@pytest.mark.slow
 def test_clips_in_files_are_the_generators_and_are_rendered_once(tmp_path, capsys):
     main = runpy.run_path(str(TOOL))["main"]
     call = ["--out", str(tmp_path), "--preset", "test", "--size", "48x64", "--frames", "3",

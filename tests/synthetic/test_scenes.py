@@ -203,6 +203,7 @@ def test_truth_against_itself_scores_one(records):
         np.testing.assert_array_equal(f, 1.0)
 
 
+@pytest.mark.slow
 def test_gradients_of_the_renderer_are_finite(draw):
     cfg = CONFIG.replace(height=24, width=32)
 
