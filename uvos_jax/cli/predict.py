@@ -126,26 +126,22 @@ def expand(paths: list[str]) -> list[Path]:
     """
     from uvos_jax.data.video_io import VIDEO_SUFFIXES, list_images
 
+    def frames_of(path: Path) -> list[Path]:
+        """The folder that holds the frames of one video: itself or, beside its masks, `frames`."""
+        folders = (path, path / "frames")
+        return [folder for folder in folders if folder.is_dir() and list_images(folder)][:1]
+
     videos: list[Path] = []
     for text in paths:
         path = Path(text)
         if not path.exists():
             raise DataError(f"video {path} does not exist: give a video file or folder of frames")
-        if path.is_dir() and not list_images(path):
-            if (path / "frames").is_dir():  # beside its masks, perhaps
-                videos.append(path / "frames")
-                continue
-            inside = [
-                p
-                for p in sorted(path.iterdir())
-                if (p.is_dir() and list_images(p)) or p.suffix.lower() in VIDEO_SUFFIXES
-            ]
-            inside += [p / "frames" for p in sorted(path.iterdir()) if (p / "frames").is_dir()]
-            if not inside:
-                raise DataError(f"folder {path} holds no frames, videos or folders of frames")
-            videos.extend(inside)
-        else:
-            videos.append(path)
+        inside = [path] if path.is_file() else frames_of(path)
+        for p in [] if inside else sorted(path.iterdir()):
+            inside += [p] if p.suffix.lower() in VIDEO_SUFFIXES else frames_of(p)
+        if not inside:
+            raise DataError(f"folder {path} holds no frames, videos or folders of frames")
+        videos.extend(inside)
     return videos
 
 

@@ -106,8 +106,7 @@ class JaxProvider(FlowProvider):
                 # averaged, not sampled: at half size each pixel is the mean of four
                 small = tuple(max(1, round(n * ratio)) for n in full)
                 pair = [resize_area(x, small) for x in pair]
-            flow = function(*pair)
-            return flow if flow.shape[1:3] == size else resize_flow(flow, size)
+            return resize_flow(function(*pair), size)
 
         self._run = jax.jit(run, static_argnames="size")
 

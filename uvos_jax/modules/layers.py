@@ -22,6 +22,9 @@ BN_MOMENTUM = 0.9
 #: least so many channels: of few, a product is no faster, and nine take longer to compile.
 WIDE_DILATION, WIDE_CHANNELS = 5, 512
 
+#: Channels in and out up to which columns are computed in pairs on CPUs.
+NARROW_IN, NARROW_OUT = 8, 24
+
 
 class Conv(nn.Module):
     """2-D convolution with explicit padding.
@@ -38,9 +41,9 @@ class Conv(nn.Module):
       padding: pixels on every side; None keeps the size at stride 1; `SAME` is TensorFlow's rule,
         which pads the odd pixel at the bottom and right, for networks that come from there.
       groups: feature groups.
-      in_pairs: neighbouring columns are computed together, as one column of twice the channels,
-        where that is possible (stride 1, an even width) and on CPUs only. XLA is twice as fast
-        forward so if both have few channels (7 and 16, say), and slower backward.
+      in_pairs: neighbouring columns may be computed together, as one column of twice the channels:
+        on CPUs XLA is twice as fast forward so if there are few channels (7 and 16, say), and
+        slower backward, so ask for it at inference only.
     """
 
     features: int
@@ -66,7 +69,7 @@ class Conv(nn.Module):
             if self.stride > 1:
                 x = x[:, :: self.stride, :: self.stride]
             y = x @ kernel[0, 0]
-        elif self.in_pairs and self._same_on_cpu(pad) and d == 1 and x.shape[2] % 2 == 0:
+        elif self.in_pairs and self._same_on_cpu(pad) and _is_narrow(kernel, d, x.shape[2]):
             y = _conv_in_pairs(x, kernel)
         elif self._same_on_cpu(pad) and _is_wide(x.shape, d):
             y = _conv_by_taps(x, kernel, d)
@@ -89,6 +92,11 @@ class Conv(nn.Module):
         """Whether this is an odd kernel that keeps the size, on the CPU back end."""
         same = self.kernel_size % 2 == 1 and pad == self.dilation * (self.kernel_size // 2)
         return same and self.stride == self.groups == 1 and jax.default_backend() == "cpu"
+
+
+def _is_narrow(kernel: jax.Array, dilation: int, width: int) -> bool:
+    few = kernel.shape[2] <= NARROW_IN and kernel.shape[3] <= NARROW_OUT
+    return few and dilation == 1 and width % 2 == 0
 
 
 def _conv_in_pairs(x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -26,9 +26,6 @@ WIDTHS = (64, 128, 256, 256, 256, 256)
 #: BatchNorm epsilon of the first layer; the others have the usual one.
 FIRST_EPSILON = 1e-4
 
-#: Channels up to which columns are computed in pairs at inference, see `Conv`.
-MOST_IN, MOST_OUT = 8, 24
-
 
 class MPNetStream(nn.Module):
     """Encoder over five scales, decoder with skip connections back to half the input's size.
@@ -99,12 +96,11 @@ class ConvNormReLU(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        few = not train and x.shape[-1] <= MOST_IN and self.features <= MOST_OUT
         x = Conv(
             self.features,
             self.kernel,
             use_bias=True,
-            in_pairs=few,
+            in_pairs=not train,
             dtype=self.dtype,
             name="conv",
         )(x)

@@ -174,16 +174,16 @@ def flow_of_video(
             f"these weights of {spec.name} read flow to the previous and to the next frame, and a "
             "folder of flow files holds one of them: name an estimator instead (--flow tvl1_fast)"
         )
-    if size is not None and hasattr(flow, "between_at") and not hasattr(flow, "track"):
+    if hasattr(flow, "track") and reader is not None and len(reader) > 1:
+        names = [reader.frame_name(i) for i in range(len(reader))]
+        track = flow.track(reader.name, names, spec.flow_direction)
+        return with_track(frames, track, at_end=spec.flow_at_end)
+    if size is not None and hasattr(flow, "between_at"):
         flow = functools.partial(flow, size=size)
     else:
         size = None
     if both:
         return with_both_flows(frames, flow, batch, size=size)
-    if hasattr(flow, "track") and reader is not None and len(reader) > 1:
-        names = [reader.frame_name(i) for i in range(len(reader))]
-        track = flow.track(reader.name, names, spec.flow_direction)
-        return with_track(frames, track, at_end=spec.flow_at_end)
     return with_flow(
         frames, flow, batch, direction=spec.flow_direction, at_end=spec.flow_at_end, size=size
     )

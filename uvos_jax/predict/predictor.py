@@ -283,8 +283,7 @@ class Predictor:
         size = self.input_size(frames.shape[1:3])
         batch = {"frames": _shrink(frames, size=size)}
         if flow is not None:
-            same = flow.shape[1:3] == size
-            batch["flow"] = jnp.asarray(flow)[None] if same else _shrink_flow(flow, size=size)
+            batch["flow"] = _shrink_flow(flow, size=size)
         states, probs = self._predict(variables or self.variables, states, batch)
         return states, batch["frames"][0], probs[0]
 
