@@ -71,7 +71,7 @@ class Conv(nn.Module):
             y = x @ kernel[0, 0]
         elif self.in_pairs and self._same_on_cpu(pad) and _is_narrow(kernel, d, x.shape[2]):
             y = _conv_in_pairs(x, kernel)
-        elif self._same_on_cpu(pad) and _is_wide(x.shape, d):
+        elif self._same_on_cpu(pad) and _is_wide(x.shape[1:], d):
             y = _conv_by_taps(x, kernel, d)
         else:
             y = lax.conv_general_dilated(
@@ -116,9 +116,10 @@ def _conv_in_pairs(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return y.reshape(B, H, W, features)
 
 
-def _is_wide(shape: tuple[int, ...], dilation: int) -> bool:
-    wide = dilation > 1 and dilation * WIDE_DILATION >= min(shape[1:3])
-    return wide and shape[-1] >= WIDE_CHANNELS
+def _is_wide(shape: tuple[int, int, int], dilation: int) -> bool:
+    """Whether rows, columns and channels `shape` are worth a product for each tap."""
+    wide = dilation > 1 and dilation * WIDE_DILATION >= min(shape[:2])
+    return wide and shape[2] >= WIDE_CHANNELS
 
 
 def _conv_by_taps(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
