@@ -1,23 +1,31 @@
 """Eight curated clips for the demo, each showing one difficulty.
 
 All come from one scene configuration, so that they share one compiled renderer; the seeds were
-picked from a few thousand scenes for what they show and for a well visible object.
+picked from a few thousand scenes for what they show and for a well visible object. The scenes are
+packaged as the sampler drew them, without the noise of their surfaces, which their seeds make:
+compiling the sampler for eight scenes would take five times as long as compiling the renderer.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
+import io
+from functools import lru_cache, partial
+from importlib.resources import files
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from uvos_jax.errors import ConfigError
 from uvos_jax.synthetic.config import SceneConfig, config
 from uvos_jax.synthetic.render import label_mask, render
-from uvos_jax.synthetic.scene import sample_scene
+from uvos_jax.synthetic.scene import noise_of_scene, sample_scene
 
+#: Packaged scenes, relative to the package; `tools/pack_demo_scenes.py` writes them.
+SCENES = "assets/demo_scenes.npz"
 HEIGHT, WIDTH = 128, 224
 #: Frames of a scene, of which a clip shows the middle ones.
 SCENE_FRAMES, FRAMES = 24, 16
@@ -70,12 +78,42 @@ def demo_config(name: str) -> tuple[int, SceneConfig]:
     return seed, dataclasses.replace(CONFIG, label=label)
 
 
-@partial(jax.jit, static_argnums=(1, 2))
-def _make(seed: jax.Array, cfg: SceneConfig, outputs: tuple[str, ...]):
-    scene = sample_scene(jax.random.key(seed), cfg)
-    few = {k: scene[k] for k in ("primary", "is_moving")}
+def draw_scenes() -> dict[str, np.ndarray]:
+    """What `SCENES` holds: every clip's scene as flat arrays `CLIP/layers/angle`, ...
+
+    `texture/tile` is the number of a layer's noise in `noise_of_scene`, not the noise.
+    """
+    sample = jax.jit(lambda seed: sample_scene(jax.random.key(seed), CONFIG))
+    arrays = {}
+    for name, (seed, _) in CLIPS.items():
+        scene = jax.device_get(sample(np.uint32(seed)))
+        noise = np.asarray(_noise(np.uint32(seed)))
+        gap = np.abs(scene["layers"]["texture"]["tile"][:, None] - noise).max((2, 3, 4))
+        scene["layers"]["texture"]["tile"] = np.argmin(gap, axis=1).astype(np.int32)
+        assert gap.min(axis=1).max() < 1e-3, f"a layer of {name} has noise of its own"
+        arrays.update(flatten_dict({name: scene}, sep="/"))
+    return arrays
+
+
+@lru_cache(maxsize=1)
+def _packaged() -> dict[str, Any]:
+    data = files("uvos_jax").joinpath(SCENES).read_bytes()
+    with np.load(io.BytesIO(data)) as arrays:
+        return unflatten_dict({name: arrays[name] for name in arrays.files}, sep="/")
+
+
+@jax.jit
+def _noise(seed: jax.Array) -> jax.Array:
+    return noise_of_scene(jax.random.key(seed), CONFIG)
+
+
+@partial(jax.jit, static_argnums=2)
+def _render(scene: dict, noise: jax.Array, outputs: tuple[str, ...]) -> dict:
+    texture = scene["layers"]["texture"]
+    texture = {**texture, "tile": noise[texture["tile"]]}
+    scene = {**scene, "layers": {**scene["layers"], "texture": texture}}
     times = jnp.arange(FRAMES, dtype=jnp.float32) - (FRAMES - 1) / 2
-    return few, render(scene, times, cfg, outputs)
+    return render(scene, times, CONFIG, outputs)
 
 
 def demo_clip(name: str, *, flow: bool = False) -> dict:
@@ -89,7 +127,8 @@ def demo_clip(name: str, *, flow: bool = False) -> dict:
     """
     seed, cfg = demo_config(name)
     outputs = ("video", "ids", *(("flow_fw",) if flow else ()))
-    scene, record = jax.device_get(_make(np.uint32(seed), CONFIG, outputs))
+    scene = _packaged()[name]
+    record = jax.device_get(_render(scene, _noise(np.uint32(seed)), outputs))
     clip = {
         "name": name,
         "frames": np.round(record["video"] * 255).astype(np.uint8),

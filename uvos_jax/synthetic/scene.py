@@ -285,6 +285,22 @@ def _take(tree: Any, i: int) -> Any:
     return jax.tree.map(lambda x: x[i], tree)
 
 
+def _scene_draws(key: jax.Array, cfg: SceneConfig) -> Draws:
+    return Draws(key, 640 + 8 * cfg.cells)
+
+
+def _tiles(d: Draws, key: jax.Array, cfg: SceneConfig) -> jax.Array:
+    roughness = d.uniform(*cfg.roughness, (cfg.layers,))
+    cutoff = d.uniform(*cfg.tile_contrast, (cfg.layers,))
+    return textures.noise_tiles(key, cfg.layers, cfg.tile, roughness, cutoff)
+
+
+def noise_of_scene(key: jax.Array, cfg: SceneConfig) -> jax.Array:
+    """The noise `[layers,N,N,2]` from which `sample_scene` of this key gives its layers theirs."""
+    keys = jax.random.split(key, 4)
+    return _tiles(_scene_draws(keys[0], cfg), keys[2], cfg)
+
+
 def sample_scene(key: jax.Array, cfg: SceneConfig) -> dict[str, Any]:
     """Draws a scene; jittable, fixed shapes, inactive layers flagged `active = 0`.
 
@@ -296,16 +312,10 @@ def sample_scene(key: jax.Array, cfg: SceneConfig) -> dict[str, Any]:
     canvas = jnp.asarray([W, H], jnp.float32)
     diagonal = float((H * H + W * W) ** 0.5)
     keys = jax.random.split(key, 4)
-    d = Draws(keys[0], 640 + 8 * cfg.cells)
+    d = _scene_draws(keys[0], cfg)
     layer_keys = jax.random.split(keys[1], cfg.layers)
     # One tile per layer, all at once.
-    tiles = textures.noise_tiles(
-        keys[2],
-        cfg.layers,
-        cfg.tile,
-        d.uniform(*cfg.roughness, (cfg.layers,)),
-        d.uniform(*cfg.tile_contrast, (cfg.layers,)),
-    )
+    tiles = _tiles(d, keys[2], cfg)
     numbers = 220 + 40 * cfg.parts + 8 * cfg.cells  # draws of one layer
     policy = d.choice((cfg.contrast, max(1 - cfg.contrast - cfg.camouflage, 0.0), cfg.camouflage))
     palette = _palette(d)
