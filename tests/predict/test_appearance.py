@@ -75,7 +75,7 @@ def test_streams_go_without_and_the_log_says_so(caplog):
 
 
 def test_features_equal_loops_over_windows():
-    frames = video(1, H=6, W=10)
+    frames = video(1, H=6 * appearance.SHRINK, W=10 * appearance.SHRINK)
     got = np.asarray(features(jnp.asarray(frames)))[0]
     lab = got[..., :3].astype(np.float64)
     y, x = np.mgrid[:6, :10]
