@@ -179,10 +179,12 @@ def tiny(config: ConfigDict) -> None:
     model.hidden = 32
     model.dilations = (2, 2, 3)
     model.input_size = (48, 64)
+    model.camera_motion = "subtracted"  # as in `small`
     model.adapt_lr = 1e-3
     model.erosion, model.negative_distance = 3, 8.0
     config.data.size = (48, 64)
-    config.optim.lr = model.teacher_lr = 5e-3
+    config.optim.lr = model.teacher_lr = 3e-3
+    config.optim.schedule.name = "cosine"
     config.train.log_every = 1
     config.train.checkpoint_every = 15
 

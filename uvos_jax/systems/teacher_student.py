@@ -127,6 +127,7 @@ class TeacherStudent(System):
         venue="ICRA",
         official_weights="TensorFlow 1, link in github.com/MSiam/motion_adaptation (not reachable)",
         parity="official networks, masks within 1e-4",
+        learned="teacher's J 0.15 to 0.36 in 400 steps, student's 0.03, adapted 0.18",
         davis16_j=77.2,
         davis16_f=77.4,
     )
