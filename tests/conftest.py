@@ -62,15 +62,10 @@ def pytest_unconfigure(config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """With `--dist loadgroup` a file stays on one worker; of the registry's tests, a system."""
+    """Marks the longest tests of the registry as `slow` for most systems."""
     for item in items:
-        group = item.nodeid.partition("::")[0]
-        if group.endswith("test_registry_systems.py"):
-            name = item.callspec.params["name"]
-            group += name
-            if item.originalname in LONG and name not in ALWAYS:
-                item.add_marker(pytest.mark.slow)
-        item.add_marker(pytest.mark.xdist_group(group))
+        if item.originalname in LONG and item.callspec.params["name"] not in ALWAYS:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="module", autouse=True)

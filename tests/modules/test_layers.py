@@ -60,7 +60,7 @@ def test_taps_of_a_wide_dilation_sum_to_the_convolution(size, dilation, rng):
 
 
 def test_only_many_channels_and_wide_dilations_go_by_taps():
-    assert layers._is_wide((1, 60, 60, 2048), 12)
-    assert not layers._is_wide((1, 60, 60, 2048), 4)
-    assert not layers._is_wide((1, 60, 60, 64), 12)
-    assert not layers._is_wide((1, 4, 4, 2048), 1)
+    assert layers._is_wide((60, 60, 2048), 12)
+    assert not layers._is_wide((60, 60, 2048), 4)
+    assert not layers._is_wide((60, 60, 64), 12)
+    assert not layers._is_wide((4, 4, 2048), 1)

@@ -1,8 +1,8 @@
 """The tiny SfM-Net learns on ray-cast scenes; held-out scenes are scored against trivial guesses.
 
-The goals are not reached yet: what a few hundred steps from scratch teach is depth, which one frame
-shows, and part of the flow; camera and moving masks have to be read from how two frames of random
-texture differ.
+Depth, which one frame shows, is learned within a few hundred steps; camera and moving masks have to
+be read from how two frames of random texture differ, which takes ten times as many (ten to twenty
+minutes of a core).
 
 Depth: mean absolute error of log depth, against the training set's mean log depth everywhere.
 Camera: translation and rotation error, against a camera that stands still. Masks: J of the moving
@@ -19,7 +19,7 @@ from uvos_jax.losses.geometry import pose_errors
 from uvos_jax.train.optimizer import make_optimizer, make_schedule
 from uvos_jax.train.step import init_state, make_train_step
 
-STEPS = 400
+STEPS = 3000
 CLIPS = 64
 #: What may be left of the trivial predictors' errors, and how far J has to lie above theirs.
 SHARES = {"depth": 0.7, "flow": 0.7, "translation": 0.9}
@@ -63,10 +63,6 @@ def trivial(batch, mean_log_depth):
 
 
 @pytest.mark.learns
-@pytest.mark.xfail(
-    strict=True,
-    reason="reached: depth 0.76, flow 0.78, translation 0.95 of the trivial errors, J 0.03 above",
-)
 def test_depth_pose_flow_and_masks_beat_trivial_predictors():
     config = uvos.load_config("sfmnet:tiny")
     config.optim.schedule.warmup_steps = 20

@@ -17,7 +17,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from uvos_jax.errors import ConfigError
 from uvos_jax.synthetic.config import SceneConfig, config
@@ -91,15 +90,23 @@ def draw_scenes() -> dict[str, np.ndarray]:
         gap = np.abs(scene["layers"]["texture"]["tile"][:, None] - noise).max((2, 3, 4))
         scene["layers"]["texture"]["tile"] = np.argmin(gap, axis=1).astype(np.int32)
         assert gap.min(axis=1).max() < 1e-3, f"a layer of {name} has noise of its own"
-        arrays.update(flatten_dict({name: scene}, sep="/"))
+        for path, leaf in jax.tree_util.tree_leaves_with_path({name: scene}):
+            arrays["/".join(key.key for key in path)] = leaf
     return arrays
 
 
 @lru_cache(maxsize=1)
 def _packaged() -> dict[str, Any]:
     data = files("uvos_jax").joinpath(SCENES).read_bytes()
+    scenes: dict[str, Any] = {}
     with np.load(io.BytesIO(data)) as arrays:
-        return unflatten_dict({name: arrays[name] for name in arrays.files}, sep="/")
+        for path in arrays.files:
+            *folders, last = path.split("/")
+            node = scenes
+            for folder in folders:
+                node = node.setdefault(folder, {})
+            node[last] = arrays[path]
+    return scenes
 
 
 @jax.jit
