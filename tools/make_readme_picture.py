@@ -16,7 +16,7 @@ from uvos_jax.data.video_io import atomic_write
 from uvos_jax.viz.overlay import overlay, side_by_side
 
 CLIPS = ("articulated-runner", "camouflage", "two-objects")
-FRAMES = (4, 12, 20)
+FRAMES = (1, 8, 14)
 
 
 def main(path: str) -> None:
