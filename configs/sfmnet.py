@@ -140,7 +140,7 @@ def full() -> ConfigDict:
 def tiny(config: ConfigDict) -> None:
     """Every block and every term at 64x64 on ray-cast scenes."""
     config.model.widths = (8, 16, 32, 32)
-    config.model.hidden = 32
+    config.model.hidden = 128
     config.model.objects = 2
     config.model.pivot_grid = (4, 6)
     config.model.pivot_range = (3.0, 2.0)

@@ -19,7 +19,7 @@ from uvos_jax.losses.geometry import pose_errors
 from uvos_jax.train.optimizer import make_optimizer, make_schedule
 from uvos_jax.train.step import init_state, make_train_step
 
-STEPS = 3000
+STEPS = 4000
 CLIPS = 64
 #: What may be left of the trivial predictors' errors, and how far J has to lie above theirs.
 SHARES = {"depth": 0.7, "flow": 0.7, "translation": 0.9}
