@@ -278,6 +278,7 @@ class SfMNet(System):
         venue="arXiv",
         official_weights="none published",
         parity="formulas checked against slow oracles; no official code exists",
+        learned="J 0.00 to 0.41, flow error to 0.40 of a guess in 4000 steps",
     )
     parameter_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "structure": (r"(^|/)structure_network/",),
