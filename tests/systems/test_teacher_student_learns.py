@@ -35,7 +35,6 @@ def region_similarity(probs, masks):
 def test_the_teacher_learns_and_the_student_learns_from_it():
     config = uvos.load_config("teacher_student:tiny")
     config.model.student_steps = config.model.teacher_steps = STEPS
-    config.train.total_steps = 2 * STEPS
     system = uvos.build(config)
     size = tuple(config.data.size)
     scenes = synthetic.config("test", height=size[0], width=size[1], frames=2, label="moving")

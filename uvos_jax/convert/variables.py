@@ -25,32 +25,10 @@ import numpy as np
 
 from uvos_jax.convert.bounds import COMPRESSED, Budget
 from uvos_jax.errors import CheckpointError
-from uvos_jax.types import ModelSpec, Variables
+from uvos_jax.types import ModelSpec, Variables, flatten, unflatten
 
 METADATA = "metadata"
 FORMAT = "uvos_jax/1"
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields (path, leaf) of nested mappings, paths joined by `/`, in sorted order."""
-    for key in sorted(tree):
-        path = f"{prefix}{key}"
-        if isinstance(tree[key], Mapping):
-            yield from flatten(tree[key], f"{path}/")
-        else:
-            yield path, tree[key]
-
-
-def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dictionaries from paths joined by `/`."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, leaf = path.split("/")
-        node = tree
-        for part in parents:
-            node = node.setdefault(part, {})
-        node[leaf] = value
-    return tree
 
 
 def spec_to_dict(spec: ModelSpec) -> dict[str, Any]:

@@ -181,12 +181,11 @@ def resize_area(x: Float[Array, "*B H W C"], size: tuple[int, int]) -> Float[Arr
     _check(x, size)
     product = partial(jnp.tensordot, precision=lax.Precision.HIGHEST)
     for axis, n_out in zip((-3, -2), size, strict=True):
-        n_in = x.shape[axis]
+        n_in, at = x.shape[axis], axis + x.ndim
         if n_in % n_out == 0:
-            at = axis + x.ndim
-            parts = (lax.slice_in_dim(x, i, n_in, n_in // n_out, at) for i in range(n_in // n_out))
-            x = sum(parts) / jnp.asarray(n_in // n_out, x.dtype)
-            continue
-        matrix = jnp.asarray(_area_matrix(n_in, n_out), x.dtype)
-        x = jnp.moveaxis(product(x, matrix, axes=((axis + x.ndim,), (1,))), -1, axis)
+            step = n_in // n_out
+            x = sum(lax.slice_in_dim(x, i, n_in, step, at) for i in range(step)) / step
+        else:
+            matrix = jnp.asarray(_area_matrix(n_in, n_out), x.dtype)
+            x = jnp.moveaxis(product(x, matrix, axes=((at,), (1,))), -1, axis)
     return x

@@ -79,6 +79,13 @@ def features(frames: UInt8[Array, "T H W 3"]) -> Float[Array, "T h w 12"]:
     return jnp.concatenate([lab, fine, coarse, 2 * spread], axis=-1)
 
 
+@jax.jit
+def _looked_at(frames: jax.Array, probs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Features `[n,12]` of all pixels that are looked at, and their probabilities `[n]`."""
+    small = resize_area(probs[..., None], _smaller(frames.shape))
+    return features(frames).reshape(-1, FEATURES), small.reshape(-1)
+
+
 def _network(params: list, x: jax.Array) -> jax.Array:
     for i, (kernel, bias) in enumerate(params):
         x = x @ kernel + bias
@@ -161,10 +168,10 @@ class Appearance:
 
     def see(self, frames: np.ndarray, probs: np.ndarray) -> None:
         """Takes pixels of consecutive frames uint8 `[T,h,w,3]` with their probabilities."""
-        small = resize_area(jnp.asarray(probs)[..., None], _smaller(np.shape(probs)))
-        for values, prob in zip(np.asarray(features(frames)), np.asarray(small), strict=True):
+        for frame, prob in zip(frames, probs, strict=True):
             if self._seen % self._stride == 0:
-                self._keep(values.reshape(-1, FEATURES), prob.reshape(-1))
+                values, prob = _looked_at(frame[None], prob[None])
+                self._keep(np.asarray(values), np.asarray(prob))
             self._seen += 1
 
     def _keep(self, values: np.ndarray, prob: np.ndarray) -> None:

@@ -9,9 +9,8 @@ compiling the sampler for eight scenes would take five times as long as compilin
 from __future__ import annotations
 
 import dataclasses
-import io
 from functools import lru_cache, partial
-from importlib.resources import files
+from importlib import resources
 from typing import Any
 
 import jax
@@ -22,6 +21,7 @@ from uvos_jax.errors import ConfigError
 from uvos_jax.synthetic.config import SceneConfig, config
 from uvos_jax.synthetic.render import label_mask, render
 from uvos_jax.synthetic.scene import noise_of_scene, sample_scene
+from uvos_jax.types import flatten, unflatten
 
 #: Packaged scenes, relative to the package; `tools/pack_demo_scenes.py` writes them.
 SCENES = "assets/demo_scenes.npz"
@@ -90,23 +90,15 @@ def draw_scenes() -> dict[str, np.ndarray]:
         gap = np.abs(scene["layers"]["texture"]["tile"][:, None] - noise).max((2, 3, 4))
         scene["layers"]["texture"]["tile"] = np.argmin(gap, axis=1).astype(np.int32)
         assert gap.min(axis=1).max() < 1e-3, f"a layer of {name} has noise of its own"
-        for path, leaf in jax.tree_util.tree_leaves_with_path({name: scene}):
-            arrays["/".join(key.key for key in path)] = leaf
+        arrays.update(flatten({name: scene}))
     return arrays
 
 
 @lru_cache(maxsize=1)
 def _packaged() -> dict[str, Any]:
-    data = files("uvos_jax").joinpath(SCENES).read_bytes()
-    scenes: dict[str, Any] = {}
-    with np.load(io.BytesIO(data)) as arrays:
-        for path in arrays.files:
-            *folders, last = path.split("/")
-            node = scenes
-            for folder in folders:
-                node = node.setdefault(folder, {})
-            node[last] = arrays[path]
-    return scenes
+    path = resources.files("uvos_jax") / SCENES
+    with resources.as_file(path) as file, np.load(file) as arrays:
+        return unflatten(arrays)
 
 
 @jax.jit
