@@ -69,6 +69,8 @@ def full() -> ConfigDict:
     config.model.iou_weight = 0.0  # of a soft IoU loss, not in the paper
     config.model.edges = False  # of the frame, beside the flow, not there
     config.model.edge_dropout = 0.0  # share of the examples that have none
+    config.model.evidence = False  # of the previous frame for the flow, not there
+    config.model.evidence_dropout = 0.0  # share of the examples that have none
     config.model.memory = 0.0  # share of the previous frame's log-odds that is kept, not there
     # inference
     config.model.input_size = ()  # frames and flow at their own size ...
@@ -131,6 +133,8 @@ def light(config: ConfigDict) -> None:
     config.model.iou_weight = 1.0
     config.model.edges = True
     config.model.edge_dropout = 0.5
+    config.model.evidence = True
+    config.model.evidence_dropout = 0.1
     config.model.memory = 0.6
     config.model.input_size = (192, 336)
     config.model.network_size = ()
@@ -140,7 +144,7 @@ def light(config: ConfigDict) -> None:
         "name": "folder",
         "root": "data/clips/videos",
         "group": "default",
-        "clips": "flow",
+        "clips": "sequences",
         "flow_direction": "backward",
     }
     config.data.train = (
@@ -148,7 +152,8 @@ def light(config: ConfigDict) -> None:
         {**videos, "weight": 0.4, "flow": "../dis"},
         {**videos, "weight": 0.2, "flow": "../flow"},
     )
-    config.data.batch_size = 8
+    config.data.batch_size = 4  # clips of three frames, of which two have a previous one
+    config.data.clip_len = 3
     config.data.size = (128, 224)
     config.data.augment = {"flip": 0.5, "scale": (1.0, 1.0), "crop": (0.6, 1.0)}
 
@@ -164,6 +169,7 @@ def light(config: ConfigDict) -> None:
     config.predict.flow = "tvl1:longest=448,warps=3,iterations=10"
     config.predict.refine = "agnn"
     config.predict.appearance = 0.5
+    config.predict.smooth = 0.5
 
     config.train.total_steps = 3000
     config.train.checkpoint_every = 500

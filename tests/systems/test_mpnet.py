@@ -9,14 +9,14 @@ import pytest
 
 import uvos_jax as uvos
 from uvos_jax.errors import ConfigError, DataError, ShapeError
+from uvos_jax.ops.evidence import motion_evidence
 from uvos_jax.systems.mpnet import combine, objectness
 from uvos_jax.train.stages import plan
 
 
-@pytest.fixture(scope="module")
-def tiny():
-    system = uvos.build("mpnet:tiny")
-    rng = np.random.default_rng(2)
+def drawn(system, seed):
+    """Variables of a system that let signals of every size through."""
+    rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
         if path[-1].key == "kernel":
@@ -27,7 +27,13 @@ def tiny():
         return jnp.asarray(0.1 * rng.standard_normal(leaf.shape), jnp.float32)
 
     shapes = jax.eval_shape(system.init, jax.random.key(0))
-    return system, jax.tree_util.tree_map_with_path(draw, shapes)
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    system = uvos.build("mpnet:tiny")
+    return system, drawn(system, 2)
 
 
 @partial(jax.jit, static_argnums=0, static_argnames="train")
@@ -282,11 +288,7 @@ def test_flow_in_both_directions_averages_the_log_odds(forgetful_and_not):
 
 def test_edges_are_left_out_of_some_examples_and_averaged_at_inference():
     system = uvos.build("mpnet:tiny,angle_mode=residual,edges=true,edge_dropout=0.5")
-    shapes = jax.eval_shape(system.init, jax.random.key(0))
-    rng = np.random.default_rng(11)
-    variables = jax.tree.map(
-        lambda x: jnp.asarray(0.1 * rng.standard_normal(x.shape) + 0.05, jnp.float32), shapes
-    )
+    rng, variables = np.random.default_rng(11), drawn(system, 11)
     batch = clip(T=1, seed=4)
     batch = {k: jnp.repeat(v, 16, axis=0) for k, v in batch.items()}
     pixels = rng.integers(0, 256, batch["frames"].shape)
@@ -313,11 +315,7 @@ def test_edges_are_left_out_of_some_examples_and_averaged_at_inference():
 def test_of_two_ways_one_is_seen_with_edges_and_one_without():
     overrides = "angle_mode=residual,edges=true,edge_dropout=0.5,flow_direction=both"
     system = uvos.build(f"mpnet:tiny,{overrides}")
-    shapes = jax.eval_shape(system.init, jax.random.key(0))
-    rng = np.random.default_rng(12)
-    variables = jax.tree.map(
-        lambda x: jnp.asarray(0.1 * rng.standard_normal(x.shape) + 0.05, jnp.float32), shapes
-    )
+    rng, variables = np.random.default_rng(12), drawn(system, 12)
     back, ahead = clip(T=1, seed=5), clip(T=1, seed=6)
     back["frames"] = jnp.asarray(rng.integers(0, 256, back["frames"].shape), jnp.uint8)
     fields = [system._field({**back, "flow": x["flow"]}, train=False) for x in (back, ahead)]
@@ -357,6 +355,83 @@ def test_joint_flow_is_seen_at_once_and_trained_in_either_order_of_time():
         system.apply(variables, back, train=False)
     with pytest.raises(ConfigError, match=r"model\.flow_direction is 'backward': set it to 'both'"):
         uvos.build("mpnet:tiny,flow_direction=backward,joint_flow=true")
+
+
+# ----- ours: evidence of motion ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sceptic():
+    overrides = "angle_mode=residual,flow_direction=both,memory=0.5,edges=true,edge_dropout=0.5"
+    system = uvos.build(f"mpnet:tiny,{overrides},evidence=true,evidence_dropout=0.5")
+    rng, variables = np.random.default_rng(13), drawn(system, 13)
+    video = clip(T=4, seed=8)
+    video["frames"] = jnp.asarray(rng.integers(0, 256, video["frames"].shape), jnp.uint8)
+    video["flow"] = jnp.concatenate([video["flow"], -video["flow"]], axis=-1)
+    return system, variables, video
+
+
+def test_evidence_stands_behind_the_edges_and_the_first_frame_has_none(sceptic):
+    system, _, video = sceptic
+    field = system._field({**video, "flow": video["flow"][..., :2]}, train=False)
+    assert field.shape[-1] == 5 + 2 + 2
+    frames = video["frames"]
+    expected = motion_evidence(frames[:, 1:], frames[:, :-1], video["flow"][:, 1:, ..., :2])
+    np.testing.assert_allclose(field[:, 1:, ..., 7:], expected, atol=1e-5)
+    np.testing.assert_array_equal(field[:, 0, ..., 7:], 0.0)
+
+
+def test_the_frame_before_a_window_is_remembered(sceptic):
+    system, variables, video = sceptic
+    predict = jax.jit(system.predict)
+    state = first = system.init_state(variables, 1, (64, 64))
+    _, whole = predict(variables, state, video)
+    for start in (0, 2):
+        part = {k: v[:, start : start + 2] for k, v in video.items()}
+        state, probs = predict(variables, state, part)
+        np.testing.assert_allclose(probs, whole[:, start : start + 2], atol=1e-5)
+    _, unknown = predict(variables, {**first, "odds": state["odds"]}, part)
+    assert np.abs(np.asarray(unknown - probs))[:, 0].max() > 1e-4
+
+
+def test_both_ways_see_evidence_and_one_of_them_edges(sceptic):
+    system, variables, video = sceptic
+    fields = []
+    for way in (video["flow"][..., :2], video["flow"][..., 2:]):
+        field = system._field({**video, "flow": way}, train=False)
+        fields.append(field)
+    fields[1] = jnp.concatenate(
+        [fields[1][..., :5], jnp.zeros_like(fields[0][..., 5:7]), fields[0][..., 7:]], axis=-1
+    )
+    logits = [system.module.apply(variables, x)["logits"] for x in fields]
+    own = system.probabilities((logits[0] + logits[1]) / 2, (64, 64))
+    odds = jnp.zeros((1, 64, 64, 1))
+    _, expected = system.remember(odds, own, video["flow"][..., :2])
+    state = system.init_state(variables, 1, (64, 64))
+    _, found = jax.jit(system.predict)(variables, state, video)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_training_leaves_out_evidence_at_times_and_every_first_frame(sceptic):
+    system, variables, video = sceptic
+    crowd = {k: jnp.repeat(v, 8, axis=0) for k, v in video.items()}
+    field = system._field(crowd, train=True, rngs={"dropout": jax.random.key(1)})
+    gone = np.asarray((field[:, 1:, ..., 7:] == 0).all((2, 3, 4)))
+    assert 4 < gone.sum() < 20
+    outputs, _ = system.apply(variables, video, train=True, rngs={"dropout": jax.random.key(1)})
+    assert outputs["logits"].shape == (1, 3, 32, 32, 1)
+    loss, _ = system.loss_fn(outputs, video, step=0)
+    changed = {**video, "masks": video["masks"].at[:, 0].set(1 - video["masks"][:, 0])}
+    assert loss == system.loss_fn(outputs, changed, step=0)[0]
+    with pytest.raises(DataError, match=r"one frame only: set data\.clip_len to at least 2"):
+        system.apply(variables, {k: v[:, :1] for k, v in video.items()}, train=True)
+
+
+def test_impossible_evidence_is_refused():
+    with pytest.raises(ConfigError, match=r"model\.evidence compares with the previous frame"):
+        uvos.build("mpnet:tiny,evidence=true")
+    with pytest.raises(ConfigError, match=r"evidence_dropout must lie in \[0, 1\), got 1.0"):
+        uvos.build("mpnet:tiny,evidence_dropout=1.0")
 
 
 def test_impossible_memories_are_refused():

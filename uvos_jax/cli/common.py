@@ -25,8 +25,9 @@ def make_predictor(args: argparse.Namespace) -> Any:
     options = {"crf": args.crf, "flip": args.flip}
     if getattr(args, "refine", None) is not None:
         options["refine"] = None if args.refine == "none" else args.refine
-    if getattr(args, "appearance", None) is not None:
-        options["appearance"] = args.appearance
+    for share in ("appearance", "smooth"):
+        if getattr(args, share, None) is not None:
+            options[share] = getattr(args, share)
     if args.threshold is not None:
         options["threshold"] = args.threshold
     if args.references is not None:

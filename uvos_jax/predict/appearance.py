@@ -8,7 +8,6 @@ the network's own answers, so it cannot repair a video in which those are wrong 
 
 from __future__ import annotations
 
-import tempfile
 from functools import partial
 
 import jax
@@ -17,10 +16,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, UInt8
 
+from uvos_jax.ops.blur import gaussian_mean
 from uvos_jax.ops.color import rgb_to_lab
 from uvos_jax.ops.resize import resize_area, resize_bilinear
 
-__all__ = ["Appearance", "Spool", "log_odds"]
+__all__ = ["Appearance", "log_odds"]
 
 #: Deviations of the two Gaussian windows of the features, in frame widths.
 WINDOWS = (0.009, 0.022)
@@ -48,13 +48,6 @@ def log_odds(probs: jax.Array) -> jax.Array:
     return jnp.log(p) - jnp.log1p(-p)
 
 
-def _window(size: int, deviation: float) -> np.ndarray:
-    """Rows of weights `[size,size]`: a Gaussian mean that ends at the border."""
-    at = np.arange(size)
-    weights = np.exp(-0.5 * ((at[:, None] - at) / deviation) ** 2)
-    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
-
-
 def _smaller(shape: tuple[int, ...]) -> tuple[int, int]:
     """Rows and columns at which frames `[T,h,w,...]` are looked at."""
     return tuple(max(n // SHRINK, 1) for n in shape[1:3])
@@ -67,15 +60,10 @@ def features(frames: UInt8[Array, "T H W 3"]) -> Float[Array, "T h w 12"]:
     `h` and `w` are `SHRINK` times smaller than `H` and `W`.
     """
     rgb = resize_area(frames.astype(jnp.float32), _smaller(frames.shape))
-    h, w = rgb.shape[1:3]
     lab = rgb_to_lab(rgb / 255) / 50
-
-    def mean(x: jax.Array, window: float) -> jax.Array:
-        rows, columns = (jnp.asarray(_window(n, window * w)) for n in (h, w))
-        return jnp.einsum("yh,thwc,xw->tyxc", rows, x, columns)
-
-    fine, coarse = (mean(lab, window) for window in WINDOWS)
-    spread = jnp.sqrt(jnp.maximum(mean(lab**2, WINDOWS[0]) - fine**2, 0.0) + 1e-4)
+    small, large = (window * rgb.shape[2] for window in WINDOWS)
+    fine, coarse = gaussian_mean(lab, small), gaussian_mean(lab, large)
+    spread = jnp.sqrt(jnp.maximum(gaussian_mean(lab**2, small) - fine**2, 0.0) + 1e-4)
     return jnp.concatenate([lab, fine, coarse, 2 * spread], axis=-1)
 
 
@@ -214,30 +202,3 @@ class Appearance:
             return jnp.asarray(probs, jnp.float32)
         params, scale = self._model
         return _mixed(_odds(params, scale, frames), jnp.asarray(probs), share=share)
-
-
-class Spool:
-    """Probabilities of a video's frames on disk, float16, in the order in which they came."""
-
-    def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile(prefix="uvos_")  # noqa: SIM115
-        self._shape: tuple[int, ...] = ()
-        self.count = 0
-
-    def append(self, prob: np.ndarray) -> None:
-        """Adds a frame's `[h,w]`."""
-        self._shape = prob.shape
-        self._file.write(np.ascontiguousarray(prob, np.float16).tobytes())
-        self.count += 1
-
-    def read(self, start: int, count: int) -> np.ndarray:
-        """float32 `[count,h,w]`; the last frame is repeated where there are no more."""
-        size = int(np.prod(self._shape)) * 2
-        self._file.seek(start * size)
-        data = self._file.read(count * size)
-        found = np.frombuffer(data, np.float16).reshape(-1, *self._shape).astype(np.float32)
-        return np.concatenate([found, np.repeat(found[-1:], count - len(found), axis=0)])
-
-    def close(self) -> None:
-        """Gives the space back."""
-        self._file.close()

@@ -33,9 +33,12 @@ from uvos_jax.errors import (
 )
 from uvos_jax.ops.resize import resize_bilinear
 from uvos_jax.predict.adapt import Adapter, Lesson, Session
-from uvos_jax.predict.appearance import Appearance, Spool
+from uvos_jax.predict.appearance import Appearance
 from uvos_jax.predict.flow import FlowFunction, flow_of_video
 from uvos_jax.predict.results import FrameResult, Masks
+from uvos_jax.predict.smooth import SHRINK as FLOW_SHRINK
+from uvos_jax.predict.smooth import smooth
+from uvos_jax.predict.spool import Spool
 from uvos_jax.predict.windows import Window, prefetched, windows
 from uvos_jax.types import State
 
@@ -61,6 +64,9 @@ class Predictor:
         faster than at the video's; None for none.
       appearance: share, 0 to 1, that the colours of this very video's object have in the log-odds
         (`uvos_jax.predict.appearance`); the video is decoded twice. Streams go without.
+      smooth: share, 0 to 1, that the next frame has in the log-odds of each one where flow leads
+        (`uvos_jax.predict.smooth`), for systems that read flow to the next frame and no frames
+        after it. Streams go without.
       threshold: probability above which a pixel is foreground.
       references: frames of the video that global systems compare with; None takes the system's
         number (`model.num_references`).
@@ -89,6 +95,7 @@ class Predictor:
         crf: str | None = None,
         refine: str | None = None,
         appearance: float = 0.0,
+        smooth: float = 0.0,
         threshold: float = 0.5,
         references: int | None = None,
         flip: bool = False,
@@ -102,6 +109,15 @@ class Predictor:
             raise ConfigError(f"threshold must lie in [0, 1], got {threshold}")
         if not 0.0 <= appearance <= 1.0:
             raise ConfigError(f"appearance must lie in [0, 1], got {appearance}")
+        if not 0.0 <= smooth < 1.0:
+            raise ConfigError(f"smooth must lie in [0, 1), got {smooth}")
+        if smooth and not (
+            "flow" in spec.requires and spec.flow_direction != "backward" and spec.causal
+        ):
+            raise ConfigError(
+                f"smooth={smooth} follows flow to the next frame, which {spec.name} does not read "
+                "frame by frame: leave it out"
+            )
         if references is not None and references < 1:
             raise ConfigError(f"references must be at least 1, got {references}")
         if references is not None and not spec.num_references:
@@ -117,7 +133,7 @@ class Predictor:
             get_preset(preset)
         self.system, self.crf, self.threshold = system, crf or None, threshold
         self.refine = refine or None
-        self.appearance = float(appearance)
+        self.appearance, self.smooth = float(appearance), float(smooth)
         self.flip = flip
         self.references = references or spec.num_references
         own_length = spec.clip_len if spec.temporal == "clip" or not spec.causal else CHUNK
@@ -190,6 +206,7 @@ class Predictor:
                 "flow": config.predict.get("flow") or None,
                 "refine": None if options.get("crf") else config.predict.get("refine") or None,
                 "appearance": config.predict.get("appearance", 0.0),
+                "smooth": config.predict.get("smooth", 0.0),
                 **options,
             }
             built = configs.build(config)
@@ -409,10 +426,11 @@ class Predictor:
                 f"{spec.name} looks at future frames and cannot stream: use predict() on the "
                 "whole video"
             )
-        if stream and self.appearance:
+        if stream and (self.appearance or self.smooth):
             log.warning(
                 "streams go without the appearance of their object, which is learned from the "
-                "whole video (appearance=0 says so)"
+                "whole video, and without smoothing, which looks at later frames (appearance=0 "
+                "and smooth=0 say so)"
             )
         if stream and self.references != spec.num_references:
             raise ConfigError(
@@ -422,24 +440,31 @@ class Predictor:
             )
 
     def _results(self, reader: VideoReader) -> Iterator[FrameResult]:
-        if self.appearance:
-            yield from self._results_by_appearance(reader)
+        if self.appearance or self.smooth:
+            yield from self._results_of_two_passes(reader)
             return
         for index, frame, prob in self._blended(reader, small=False):
             yield self._finish(index, reader.frame_name(index), frame, prob)
 
-    def _results_by_appearance(self, reader: VideoReader) -> Iterator[FrameResult]:
-        """Twice through the video: to learn what its object looks like, and to find it."""
-        looks, spool = Appearance(), Spool()
+    def _results_of_two_passes(self, reader: VideoReader) -> Iterator[FrameResult]:
+        """Twice through the video: to learn what its object looks like, and to find it.
+
+        In between the probabilities of the network are smoothed, from the last frame to the first.
+        """
+        looks = Appearance() if self.appearance else None
+        spool, flows = Spool(), Spool()
         try:
-            for _, image, prob in self._blended(reader, small=True):
-                looks.see(image[None], prob[None])
+            for _, image, prob in self._blended(reader, small=True, flows=flows):
+                if looks:
+                    looks.see(image[None], prob[None])
                 spool.append(prob)
-            if not looks.fit():
+            if looks and not looks.fit():
                 log.warning(
                     "%s: the network is nowhere sure of an object, so there is none whose "
                     "appearance could be learned", reader.name
                 )  # fmt: skip
+            if self.smooth:
+                smooth(spool, flows, self.smooth, self.chunk)
             waiting: Iterable[FrameResult] = ()
             for window in prefetched(windows(reader, self.chunk)):
                 source = window.frames.shape[1:3]
@@ -447,13 +472,16 @@ class Predictor:
                 count = min(window.count, spool.count - window.start)
                 if count < 1:
                     break
-                probs = spool.read(window.start, len(window.frames))
-                probs = self._enlarged(images, looks.mix(images, probs, self.appearance), source)
+                probs: Any = spool.read(window.start, len(window.frames))
+                if looks:
+                    probs = looks.mix(images, probs, self.appearance)
+                probs = self._enlarged(images, probs, source)
                 yield from waiting
                 waiting = self._finished(window, probs, count, reader)
             yield from waiting
         finally:
             spool.close()
+            flows.close()
 
     def _finished(
         self, window: Window, probs: jax.Array, count: int, reader: VideoReader
@@ -463,9 +491,12 @@ class Predictor:
             yield self._finish(index, reader.frame_name(index), window.frames[t], prob)
 
     def _blended(
-        self, reader: VideoReader, *, small: bool
+        self, reader: VideoReader, *, small: bool, flows: Spool | None = None
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """(index, frame, probability) of every frame, at source size or the network's, `small`."""
+        """(index, frame, probability) of every frame, at source size or the network's, `small`.
+
+        To smooth later, flow to the next frames goes into `flows`.
+        """
         first = states = self._first_states(reader)
         spec = self.system.spec
         frames: Iterable[Any] = reader
@@ -484,6 +515,11 @@ class Predictor:
                 self._learn(session, window)
             weights = session.variables if session is not None else None
             states, images, probs = self._look(states, window.frames, window.flow, weights)
+            if flows is not None and self.smooth:
+                size = tuple(max(n // FLOW_SHRINK, 1) for n in images.shape[1:3])
+                for field in np.asarray(_shrink_flow(window.flow[..., -2:], size=size))[0]:
+                    if flows.count < window.start + window.count:
+                        flows.append(field)
             if small:
                 window = dataclasses.replace(window, frames=np.asarray(images))
             else:

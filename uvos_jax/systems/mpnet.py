@@ -21,8 +21,9 @@ that a CRF after the network has a say; `memory`, the share of the previous fram
 carried along the flow and added; a soft IoU loss (`iou_weight`); `edges`, how steep the frame is
 beside its mean (`ops.edges`), by which the network can end objects where the picture does and not
 where blurred flow does, left out of a share of the examples (`edge_dropout`), or it relies too much
-on edges that generated pictures have and real ones have not. The packaged default
-(`configs/mpnet.py:light`) uses them.
+on edges that generated pictures have and real ones have not; `evidence`, whether the frame before
+asks for this flow or for the camera's motion just as well (`ops.evidence`), of which a share of the
+examples has none (`evidence_dropout`). The packaged default (`configs/mpnet.py:light`) uses them.
 
 Doubtful: how labels of FlyingThings3D were derived in detail, and which noisy clips were left out.
 """
@@ -42,6 +43,7 @@ from uvos_jax.losses import masks
 from uvos_jax.losses.dice import soft_iou_loss
 from uvos_jax.modules.mpnet_stream import WIDTHS, MPNetStream
 from uvos_jax.ops.edges import edge_contrast
+from uvos_jax.ops.evidence import motion_evidence
 from uvos_jax.ops.flow import flow_to_angle_magnitude, flow_to_residual, through_8_bits
 from uvos_jax.ops.resize import resize_bilinear, resize_nearest
 from uvos_jax.ops.warp import backward_warp
@@ -53,10 +55,12 @@ FLOW_DIRECTIONS = ("forward", "backward", "both")
 ANGLE_MODES = ("acos", "atan2", "sincos", "raw", "residual")
 #: Objectness that changes nothing: `p (o + 1/2) = p`.
 NEUTRAL = 0.5
-#: Channels of `edge_contrast`.
-EDGES = 2
+#: Channels of `edge_contrast` and of `motion_evidence`, behind those of the flow in this order.
+EDGES, EVIDENCE = 2, 2
 #: Share of the training examples of `joint_flow` whose second field is the first one's negative.
 ONE_SIDED = 0.1
+#: What the loss reads, all `[B,T,...]`.
+LOSS_KEYS = ("masks", "valid", "has_mask", "flow_valid")
 #: Probabilities are kept this far from 0 and 1, and remembered log-odds within these bounds.
 LEAST, SUREST = 1e-3, 6.0
 
@@ -171,11 +175,22 @@ class MPNet(System):
             raise ConfigError(
                 f"config field model.edge_dropout must lie in [0, 1), got {config.edge_dropout}"
             )
+        if config.evidence and config.flow_direction == "forward":
+            raise ConfigError(
+                "config field model.evidence compares with the previous frame: set "
+                "model.flow_direction to 'backward' or 'both'"
+            )
+        if not 0 <= config.evidence_dropout < 1:
+            raise ConfigError(
+                "config field model.evidence_dropout must lie in [0, 1), got "
+                f"{config.evidence_dropout}"
+            )
         self.edges, self.joint = bool(config.edges), bool(config.joint_flow)
+        self.evidence = bool(config.evidence)
         self.spec = ModelSpec(
             name="mpnet",
             paper="Tokmakov, Alahari, Schmid: Learning Motion Patterns in Videos, CVPR 2017",
-            temporal="recurrent" if config.memory else "frame",
+            temporal="recurrent" if config.memory or config.evidence else "frame",
             clip_len=1,
             input_size=tuple(config.input_size) or None,
             stride=2,
@@ -242,17 +257,40 @@ class MPNet(System):
         flow = jax.lax.stop_gradient(jnp.asarray(batch["flow"]))
         ways = self.ways(flow, rngs["dropout"] if train and rngs is not None else None)
         field = jnp.concatenate([self.encode(way, train=train) for way in ways], axis=-1)
-        if self.edges:
-            edges = edge_contrast(jnp.asarray(batch["frames"]))
-            if train and rngs is not None and self.config.edge_dropout:
-                share = 1 - float(self.config.edge_dropout)
-                edges *= jax.random.bernoulli(rngs["dropout"], share, (*edges.shape[:2], 1, 1, 1))
+        pictures = self._pictures(batch, flow, rngs if train else None)
+        if pictures:
+            seen = jnp.concatenate(pictures, axis=-1)
             # one picture may stand beside several fields, one after the other along time
-            views = field.shape[1] // edges.shape[1]
-            field = jnp.concatenate([field, jnp.tile(edges, (1, views, 1, 1, 1))], axis=-1)
+            views = field.shape[1] // seen.shape[1]
+            field = jnp.concatenate([field, jnp.tile(seen, (1, views, 1, 1, 1))], axis=-1)
         if not train:
             field = resize_nearest(field, self.network_size(field.shape[-3:-1]))
         return field.astype(self.compute_dtype)
+
+    def _pictures(
+        self, batch: Batch, flow: jax.Array, rngs: Mapping[str, jax.Array] | None
+    ) -> list[jax.Array]:
+        """What the network sees of the frames, `[B,T,H,W,2]` each; in training (with `rngs`) some
+        examples have none."""
+
+        def some(x: jax.Array, dropout: float, stream: int) -> jax.Array:
+            if rngs is None or not dropout:
+                return x
+            rng = jax.random.fold_in(rngs["dropout"], stream) if stream else rngs["dropout"]
+            return x * jax.random.bernoulli(rng, 1 - dropout, (*x.shape[:2], 1, 1, 1))
+
+        frames, found = jnp.asarray(batch["frames"]), []
+        if self.edges:
+            found.append(some(edge_contrast(frames), float(self.config.edge_dropout), 0))
+        if self.evidence:
+            before = batch.get("previous", frames[:, :1])
+            before = jnp.concatenate([before.astype(frames.dtype), frames[:, :-1]], axis=1)
+            back = flow[:, : frames.shape[1], ..., :2]
+            evidence = motion_evidence(frames, before, back)
+            known = batch.get("previous_known", jnp.zeros(len(frames)))
+            evidence = evidence.at[:, 0].multiply(known[:, None, None, None])
+            found.append(some(evidence, float(self.config.evidence_dropout), 2))
+        return found
 
     def ways(self, flow: jax.Array, rng: jax.Array | None) -> list[jax.Array]:
         """The fields `[B,T,H,W,2]` that the network sees at once.
@@ -281,6 +319,13 @@ class MPNet(System):
 
     def apply(self, variables, batch, *, train, rngs=None, phase="default"):
         field = self._field(batch, train=train, rngs=rngs)
+        if train and self.evidence:
+            if field.shape[1] < 2:
+                raise DataError(
+                    "mpnet: model.evidence compares with the previous frame, and the clips have "
+                    "one frame only: set data.clip_len to at least 2"
+                )
+            field = field[:, 1:]  # the first frame has no previous one
         if not train:
             return self.module.apply(dict(variables), field), {}
         outputs, updates = self.module.apply(
@@ -294,12 +339,13 @@ class MPNet(System):
         self, outputs: Outputs, batch: Batch, *, step: jax.Array | int, phase: str = "default"
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Mean cross entropy at the network's resolution, classes as they are, and `iou_weight`
-        times a soft IoU loss.
+        times a soft IoU loss. With `evidence` the first frame of each clip does not count.
 
         Returns:
           the loss and its terms; `iou`, of the pixels that count, is for the log only.
         """
         logits = outputs["logits"][..., 0].astype(jnp.float32)
+        batch = {k: v[:, -logits.shape[1] :] for k, v in batch.items() if k in LOSS_KEYS}
         labels = resize_nearest(jnp.asarray(batch["masks"])[..., None], logits.shape[2:4])[..., 0]
         flags = {k: jnp.asarray(batch[k]) for k in ("valid", "has_mask") if k in batch}
         if "flow_valid" in batch:
@@ -339,10 +385,15 @@ class MPNet(System):
     def init_state(
         self, variables: Mapping[str, Any], batch_size: int, frame_size: tuple[int, int]
     ) -> State:
-        """Log-odds `[B,H,W,1]` of the previous frame, 0 where nothing is known, with `memory`."""
-        if not self.config.memory:
-            return ()
-        return jnp.zeros((batch_size, *frame_size, 1), jnp.float32)
+        """What is remembered: log-odds `[B,H,W,1]` of the previous frame, 0 where nothing is known,
+        with `memory`; that frame itself and whether there was one, with `evidence`."""
+        odds = ()
+        if self.config.memory:
+            odds = jnp.zeros((batch_size, *frame_size, 1), jnp.float32)
+        if not self.evidence:
+            return odds
+        frame = jnp.zeros((batch_size, 1, *frame_size, 3), jnp.uint8)
+        return {"odds": odds, "frame": frame, "known": jnp.zeros(batch_size, jnp.float32)}
 
     def predict(
         self, variables: Mapping[str, Any], state: State, chunk: Batch
@@ -354,6 +405,11 @@ class MPNet(System):
         at times (`edge_dropout`), so are those with and without them; of flow in both directions
         that to the previous frame is seen with edges, that to the next without them.
         """
+        odds = state
+        if self.evidence:
+            odds, last = state["odds"], jnp.asarray(chunk["frames"])[:, -1:]
+            chunk = {**chunk, "previous": state["frame"], "previous_known": state["known"]}
+            state = {"frame": last, "known": jnp.ones_like(state["known"])}
         flow = jnp.asarray(chunk["flow"])
         ways = [flow] if self.joint else jnp.split(flow, flow.shape[-1] // 2, axis=-1)
         # one after the other along time: the network is compiled once
@@ -361,13 +417,15 @@ class MPNet(System):
         if self.edges and self.config.edge_dropout:
             if len(ways) == 1:
                 field = jnp.concatenate([field, field], axis=1)
-            field = field.at[:, field.shape[1] // 2 :, ..., -EDGES:].set(0.0)
+            end = field.shape[-1] - EVIDENCE * self.evidence
+            field = field.at[:, field.shape[1] // 2 :, ..., end - EDGES : end].set(0.0)
         views = field.shape[1] // flow.shape[1]
         outputs = self.module.apply(dict(variables), field)
         logits = sum(jnp.split(outputs["logits"], views, axis=1)) / views
         probs = self.probabilities(logits, flow.shape[2:4])
         if self.config.memory:
-            state, probs = self.remember(state, probs, flow[..., :2])
+            odds, probs = self.remember(odds, probs, flow[..., :2])
+        state = {**state, "odds": odds} if self.evidence else odds
         return state, combine(probs, chunk.get("objectness", NEUTRAL))
 
     def remember(
