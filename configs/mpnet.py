@@ -71,6 +71,8 @@ def full() -> ConfigDict:
     config.model.edge_dropout = 0.0  # share of the examples that have none
     config.model.evidence = False  # of the previous frame for the flow, not there
     config.model.evidence_dropout = 0.0  # share of the examples that have none
+    config.model.evidence_full = 0.0  # at which log-odds count in full, at inference; 0: always
+    config.model.evidence_doubt = 0.0  # log-odds that pixels without any lose
     config.model.memory = 0.0  # share of the previous frame's log-odds that is kept, not there
     # inference
     config.model.input_size = ()  # frames and flow at their own size ...
@@ -113,15 +115,14 @@ def light(config: ConfigDict) -> None:
             --provider tvl1:warps=3,iterations=10
         python tools/compute_flow.py data/clips/videos --out data/clips/dis --direction backward \\
             --provider opencv_dis
-        uvos train --config configs/mpnet.py:light,edge_dropout=0 --workdir runs/first \\
-            --config.train.total_steps=3000
-        uvos train --config configs/mpnet.py:light --workdir runs/default \\
-            --init-from runs/first/weights.npz
+        uvos train --config configs/mpnet.py:light --workdir runs/default
 
     Differs from the paper in width, encoding (vectors and what the camera's motion leaves of them),
     flow (mostly estimated, so that the network meets the errors it will see; to either neighbour,
-    at inference to both), data, optimiser and loss, sees edges, remembers (`memory`), and learns
-    what the object of each video looks like (`predict.appearance`).
+    at inference to both), data, optimiser and loss, sees edges and whether the previous frame asks
+    for this flow (`evidence`, without which it is doubted), remembers (`memory`), learns what the
+    object of each video looks like (`predict.appearance`), and smooths whole videos
+    (`predict.smooth`).
     """
     config.model.widths = (16, 24, 48, 96, 128, 160)
     config.model.decoder = 32
@@ -135,6 +136,8 @@ def light(config: ConfigDict) -> None:
     config.model.edge_dropout = 0.5
     config.model.evidence = True
     config.model.evidence_dropout = 0.1
+    config.model.evidence_full = 0.2
+    config.model.evidence_doubt = 2.0
     config.model.memory = 0.6
     config.model.input_size = (192, 336)
     config.model.network_size = ()
@@ -171,7 +174,7 @@ def light(config: ConfigDict) -> None:
     config.predict.appearance = 0.5
     config.predict.smooth = 0.5
 
-    config.train.total_steps = 3000
+    config.train.total_steps = 5000
     config.train.checkpoint_every = 500
     config.train.log_every = 50
 

@@ -427,9 +427,41 @@ def test_training_leaves_out_evidence_at_times_and_every_first_frame(sceptic):
         system.apply(variables, {k: v[:, :1] for k, v in video.items()}, train=True)
 
 
+def test_log_odds_without_evidence_are_doubted(sceptic):
+    evidence, known = np.float32([-0.2, 0.0, 0.05, 0.1, 0.4, 0.0]), np.float32([1, 1, 1, 1, 1, 0.5])
+    system = uvos.build(
+        "mpnet:tiny,flow_direction=backward,evidence_full=0.1,evidence_doubt=2.0,memory=0.5"
+    )
+    seen = jnp.stack([jnp.asarray(evidence), jnp.asarray(known)], axis=-1).reshape(1, 1, 1, 6, 2)
+    for odds in (1.5, -1.5):
+        probs = jnp.full((1, 1, 1, 6), 1 / (1 + np.exp(-odds)))
+        found = np.asarray(system.doubted(probs, seen))[0, 0, 0]
+        for p, e, k in zip(found, evidence, known, strict=True):
+            share = min(max(e / 0.1, 0), 1)
+            doubted = (share * odds if odds > 0 else odds) - 2 * (1 - share)
+            np.testing.assert_allclose(np.log(p / (1 - p)), k * doubted + (1 - k) * odds, atol=1e-4)
+    # the network's input is the same, and what it says is doubted before it is remembered
+    _, _, video = sceptic
+    back = {**video, "flow": video["flow"][..., :2]}
+    variables, state = drawn(system, 3), system.init_state({}, 1, (64, 64))
+    _, found = jax.jit(system.predict)(variables, state, back)
+    plain = uvos.build("mpnet:tiny,flow_direction=backward")
+    _, own = jax.jit(plain.predict)(variables, (), back)
+    frames, flow = video["frames"], back["flow"]
+    evidence = motion_evidence(frames[:, 1:], frames[:, :-1], flow[:, 1:])
+    own = own.at[:, 1:].set(system.doubted(own[:, 1:], evidence))
+    _, expected = system.remember(state["odds"], own, flow)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_impossible_evidence_is_refused():
-    with pytest.raises(ConfigError, match=r"model\.evidence compares with the previous frame"):
-        uvos.build("mpnet:tiny,evidence=true")
+    for asked in ("evidence=true", "evidence_full=0.1"):
+        with pytest.raises(
+            ConfigError, match=r"model\.evidence .*compares with the previous frame"
+        ):
+            uvos.build(f"mpnet:tiny,{asked}")
+    with pytest.raises(ConfigError, match=r"evidence_full must lie in \[0, 1\], got 2.0"):
+        uvos.build("mpnet:tiny,evidence_full=2.0")
     with pytest.raises(ConfigError, match=r"evidence_dropout must lie in \[0, 1\), got 1.0"):
         uvos.build("mpnet:tiny,evidence_dropout=1.0")
 

@@ -21,6 +21,7 @@ def motion_evidence(
     frames: Real[Array, "*B H W 3"],
     others: Real[Array, "*B H W 3"],
     flow: Float[Array, "*B H W 2"],
+    camera: Float[Array, "*B H W 2"] | None = None,
 ) -> Float[Array, "*B H W 2"]:
     """How much better `flow` explains the pictures than the camera's motion does.
 
@@ -32,6 +33,7 @@ def motion_evidence(
 
     Args:
       frames, others: RGB, 0..255. flow: from each frame to its other one, in pixels.
+      camera: `planar_motion(flow)`, if it is known.
 
     Returns:
       the evidence, -1..1, about 0 where either motion would do, and how much of the window could be
@@ -40,16 +42,16 @@ def motion_evidence(
     lead, (H, W) = flow.shape[:-3], flow.shape[-3:-1]
     flow = flow.astype(jnp.float32)
     here, there = (_lab(x).reshape(-1, H, W, 3) for x in (frames, others))
-    limit, seen, errors = (
-        jnp.asarray([W - 1, H - 1], jnp.float32),
-        jnp.ones((*lead, H, W), bool),
-        [],
-    )
-    for motion in (planar_motion(flow), flow):
+    limit = jnp.asarray([W - 1, H - 1], jnp.float32)
+    seen, errors = jnp.ones((*lead, H, W), bool), []
+    for motion in (planar_motion(flow) if camera is None else camera, flow):
         target = pixel_grid(H, W) + motion
         seen &= jnp.all((target >= -0.5) & (target <= limit + 0.5), axis=-1)
         moved = backward_warp(there, motion.reshape(-1, H, W, 2))
-        errors.append(jnp.sqrt(jnp.sum((moved - here) ** 2, axis=-1) + 1e-6).reshape(seen.shape))
+        # plane by plane: XLA's CPU back end gathers anew for every term of a sum over channels
+        gap = moved - here
+        squares = gap[..., 0] ** 2 + gap[..., 1] ** 2 + gap[..., 2] ** 2
+        errors.append(jnp.sqrt(squares + 1e-6).reshape(seen.shape))
     known = seen.astype(jnp.float32)
     planes = jnp.stack([known, *(error * known for error in errors)], axis=-1)
     share, camera, own = jnp.moveaxis(gaussian_mean(planes, WINDOW * W), -1, 0)

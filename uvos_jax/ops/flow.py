@@ -242,7 +242,10 @@ def planar_motion(
 
 
 def flow_to_residual(
-    flow: Float[Array, "*B H W 2"], *, floor: float = 5e-4
+    flow: Float[Array, "*B H W 2"],
+    camera: Float[Array, "*B H W 2"] | None = None,
+    *,
+    floor: float = 5e-4,
 ) -> Float[Array, "*B H W 5"]:
     """Flow and what `planar_motion` leaves of it, each divided by its own root mean square.
 
@@ -250,11 +253,12 @@ def flow_to_residual(
     the second scale over the floor.
 
     Args:
+      camera: `planar_motion(flow)`, if it is known.
       floor: added to both scales, in parts of the image's diagonal: slower motion is noise.
     """
     least = floor * float(np.hypot(*flow.shape[-3:-1]))
     flow = flow.astype(jnp.float32)
-    residual = flow - planar_motion(flow)
+    residual = flow - (planar_motion(flow) if camera is None else camera)
 
     def scale(x: jax.Array) -> jax.Array:
         return (

@@ -23,7 +23,8 @@ beside its mean (`ops.edges`), by which the network can end objects where the pi
 where blurred flow does, left out of a share of the examples (`edge_dropout`), or it relies too much
 on edges that generated pictures have and real ones have not; `evidence`, whether the frame before
 asks for this flow or for the camera's motion just as well (`ops.evidence`), of which a share of the
-examples has none (`evidence_dropout`). The packaged default (`configs/mpnet.py:light`) uses them.
+examples has none (`evidence_dropout`), and how much of it log-odds need to count in full
+(`evidence_full`, `evidence_doubt`). The packaged default (`configs/mpnet.py:light`) uses them.
 
 Doubtful: how labels of FlyingThings3D were derived in detail, and which noisy clips were left out.
 """
@@ -44,7 +45,12 @@ from uvos_jax.losses.dice import soft_iou_loss
 from uvos_jax.modules.mpnet_stream import WIDTHS, MPNetStream
 from uvos_jax.ops.edges import edge_contrast
 from uvos_jax.ops.evidence import motion_evidence
-from uvos_jax.ops.flow import flow_to_angle_magnitude, flow_to_residual, through_8_bits
+from uvos_jax.ops.flow import (
+    flow_to_angle_magnitude,
+    flow_to_residual,
+    planar_motion,
+    through_8_bits,
+)
 from uvos_jax.ops.resize import resize_bilinear, resize_nearest
 from uvos_jax.ops.warp import backward_warp
 from uvos_jax.registry import register
@@ -175,10 +181,15 @@ class MPNet(System):
             raise ConfigError(
                 f"config field model.edge_dropout must lie in [0, 1), got {config.edge_dropout}"
             )
-        if config.evidence and config.flow_direction == "forward":
+        if not 0 <= config.evidence_full <= 1:
             raise ConfigError(
-                "config field model.evidence compares with the previous frame: set "
-                "model.flow_direction to 'backward' or 'both'"
+                f"config field model.evidence_full must lie in [0, 1], got {config.evidence_full}"
+            )
+        self.looks_back = bool(config.evidence or config.evidence_full)
+        if self.looks_back and config.flow_direction == "forward":
+            raise ConfigError(
+                "config field model.evidence (or evidence_full) compares with the previous frame: "
+                "set model.flow_direction to 'backward' or 'both'"
             )
         if not 0 <= config.evidence_dropout < 1:
             raise ConfigError(
@@ -190,7 +201,7 @@ class MPNet(System):
         self.spec = ModelSpec(
             name="mpnet",
             paper="Tokmakov, Alahari, Schmid: Learning Motion Patterns in Videos, CVPR 2017",
-            temporal="recurrent" if config.memory or config.evidence else "frame",
+            temporal="recurrent" if config.memory or self.looks_back else "frame",
             clip_len=1,
             input_size=tuple(config.input_size) or None,
             stride=2,
@@ -209,8 +220,13 @@ class MPNet(System):
 
     # ----- network ------------------------------------------------------------------------
 
-    def encode(self, flow: jax.Array, *, train: bool = False) -> jax.Array:
+    def encode(
+        self, flow: jax.Array, *, train: bool = False, camera: jax.Array | None = None
+    ) -> jax.Array:
         """What the network eats of flow `[...,H,W,2]`: angle (one or two channels) and length.
+
+        With `angle_mode=residual` vectors, and what the camera's motion, which may be given, leaves
+        of them.
 
         Lengths are divided by a sixth of the frame's diagonal: the field's own, or
         `train_diagonal` where training sees a part of a frame. At test time angles of vectors
@@ -222,7 +238,7 @@ class MPNet(System):
             diagonal = float(config.train_diagonal)
         flow = flow.astype(jnp.float32)
         if config.angle_mode == "residual":
-            return flow_to_residual(flow)
+            return flow_to_residual(flow, camera)
         if config.angle_mode == "raw":
             return flow / (diagonal / 6)
         field = flow_to_angle_magnitude(
@@ -247,7 +263,12 @@ class MPNet(System):
         return (self._field(batch, train=False),)
 
     def _field(
-        self, batch: Batch, *, train: bool, rngs: Mapping[str, jax.Array] | None = None
+        self,
+        batch: Batch,
+        *,
+        train: bool,
+        rngs: Mapping[str, jax.Array] | None = None,
+        camera: jax.Array | None = None,
     ) -> jax.Array:
         if "flow" not in batch:
             raise DataError(
@@ -256,7 +277,8 @@ class MPNet(System):
             )
         flow = jax.lax.stop_gradient(jnp.asarray(batch["flow"]))
         ways = self.ways(flow, rngs["dropout"] if train and rngs is not None else None)
-        field = jnp.concatenate([self.encode(way, train=train) for way in ways], axis=-1)
+        encoded = [self.encode(way, train=train, camera=camera) for way in ways]
+        field = jnp.concatenate(encoded, axis=-1)
         pictures = self._pictures(batch, flow, rngs if train else None)
         if pictures:
             seen = jnp.concatenate(pictures, axis=-1)
@@ -283,14 +305,32 @@ class MPNet(System):
         if self.edges:
             found.append(some(edge_contrast(frames), float(self.config.edge_dropout), 0))
         if self.evidence:
-            before = batch.get("previous", frames[:, :1])
-            before = jnp.concatenate([before.astype(frames.dtype), frames[:, :-1]], axis=1)
-            back = flow[:, : frames.shape[1], ..., :2]
-            evidence = motion_evidence(frames, before, back)
-            known = batch.get("previous_known", jnp.zeros(len(frames)))
-            evidence = evidence.at[:, 0].multiply(known[:, None, None, None])
+            evidence = batch.get("evidence")
+            if evidence is None:
+                evidence = self._evidence(frames, flow[:, : frames.shape[1], ..., :2])
             found.append(some(evidence, float(self.config.evidence_dropout), 2))
         return found
+
+    @staticmethod
+    def _evidence(
+        frames: jax.Array,
+        flow: jax.Array,
+        *,
+        before: jax.Array | None = None,
+        known: jax.Array | float = 0.0,
+        camera: jax.Array | None = None,
+    ) -> jax.Array:
+        """`motion_evidence` of frames for flow to the previous ones, `[B,T,H,W,2]`.
+
+        Args:
+          before: the frame before the first one, `[B,1,H,W,3]`. known: whether there is one, `[B]`;
+            if not, the first frame has no evidence.
+        """
+        before = frames[:, :1] if before is None else before
+        before = jnp.concatenate([before.astype(frames.dtype), frames[:, :-1]], axis=1)
+        evidence = motion_evidence(frames, before, flow, camera)
+        known = jnp.broadcast_to(jnp.asarray(known, jnp.float32), len(frames))
+        return evidence.at[:, 0].multiply(known[:, None, None, None])
 
     def ways(self, flow: jax.Array, rng: jax.Array | None) -> list[jax.Array]:
         """The fields `[B,T,H,W,2]` that the network sees at once.
@@ -386,11 +426,11 @@ class MPNet(System):
         self, variables: Mapping[str, Any], batch_size: int, frame_size: tuple[int, int]
     ) -> State:
         """What is remembered: log-odds `[B,H,W,1]` of the previous frame, 0 where nothing is known,
-        with `memory`; that frame itself and whether there was one, with `evidence`."""
+        with `memory`; that frame itself and whether there was one, for evidence."""
         odds = ()
         if self.config.memory:
             odds = jnp.zeros((batch_size, *frame_size, 1), jnp.float32)
-        if not self.evidence:
+        if not self.looks_back:
             return odds
         frame = jnp.zeros((batch_size, 1, *frame_size, 3), jnp.uint8)
         return {"odds": odds, "frame": frame, "known": jnp.zeros(batch_size, jnp.float32)}
@@ -405,15 +445,25 @@ class MPNet(System):
         at times (`edge_dropout`), so are those with and without them; of flow in both directions
         that to the previous frame is seen with edges, that to the next without them.
         """
-        odds = state
-        if self.evidence:
-            odds, last = state["odds"], jnp.asarray(chunk["frames"])[:, -1:]
-            chunk = {**chunk, "previous": state["frame"], "previous_known": state["known"]}
-            state = {"frame": last, "known": jnp.ones_like(state["known"])}
         flow = jnp.asarray(chunk["flow"])
-        ways = [flow] if self.joint else jnp.split(flow, flow.shape[-1] // 2, axis=-1)
         # one after the other along time: the network is compiled once
-        field = self._field({**chunk, "flow": jnp.concatenate(ways, axis=1)}, train=False)
+        ways = [flow] if self.joint else jnp.split(flow, flow.shape[-1] // 2, axis=-1)
+        joined = jnp.concatenate(ways, axis=1).astype(jnp.float32)
+        odds, camera = state, None
+        if self.config.angle_mode == "residual" and not self.joint:
+            camera = planar_motion(joined)
+        if self.looks_back:
+            odds, frames = state["odds"], jnp.asarray(chunk["frames"])
+            evidence = self._evidence(
+                frames,
+                flow[..., :2],
+                before=state["frame"],
+                known=state["known"],
+                camera=None if camera is None else camera[:, : flow.shape[1]],
+            )
+            chunk = {**chunk, "evidence": evidence}
+            state = {"frame": frames[:, -1:], "known": jnp.ones_like(state["known"])}
+        field = self._field({**chunk, "flow": joined}, train=False, camera=camera)
         if self.edges and self.config.edge_dropout:
             if len(ways) == 1:
                 field = jnp.concatenate([field, field], axis=1)
@@ -423,10 +473,26 @@ class MPNet(System):
         outputs = self.module.apply(dict(variables), field)
         logits = sum(jnp.split(outputs["logits"], views, axis=1)) / views
         probs = self.probabilities(logits, flow.shape[2:4])
+        if self.config.evidence_full:
+            probs = self.doubted(probs, evidence)
         if self.config.memory:
             odds, probs = self.remember(odds, probs, flow[..., :2])
-        state = {**state, "odds": odds} if self.evidence else odds
+        state = {**state, "odds": odds} if self.looks_back else odds
         return state, combine(probs, chunk.get("objectness", NEUTRAL))
+
+    def doubted(self, probs: jax.Array, evidence: jax.Array) -> jax.Array:
+        """Probabilities `[B,T,H,W]`, lowered where there is no evidence of motion.
+
+        Up to `evidence_full` log-odds in favour count in proportion to the evidence, and what lacks
+        to it takes `evidence_doubt` off all; where nothing is known of it (`ops.evidence`),
+        everything stays.
+        """
+        share = jnp.clip(evidence[..., 0] / float(self.config.evidence_full), 0.0, 1.0)
+        lacking = (1.0 - share) * evidence[..., 1]
+        p = jnp.clip(probs, LEAST, 1 - LEAST)
+        odds = jnp.log(p) - jnp.log1p(-p)
+        odds -= lacking * (jnp.maximum(odds, 0.0) + float(self.config.evidence_doubt))
+        return jax.nn.sigmoid(odds)
 
     def remember(
         self, state: jax.Array, probs: jax.Array, flow: jax.Array
