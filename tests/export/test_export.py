@@ -66,6 +66,25 @@ def test_a_program_of_open_size_equals_the_system(tiny, program, batch, length):
     assert got.shape == (batch, length, *system.spec.input_size)
 
 
+def test_a_program_of_open_size_remembers_frames_and_odds(tmp_path):
+    """The state of the packaged network: the previous frame, whether there was one, log-odds."""
+    pytest.importorskip("flatbuffers", reason="programs are serialised with flatbuffers")
+    overrides = "angle_mode=residual,flow_direction=both,edges=true,edge_dropout=0.5,memory=0.5"
+    system = uvos.build(f"mpnet:tiny,{overrides},evidence=true,evidence_full=0.2")
+    variables = system.init(jax.random.key(0))
+    file = export.to_stablehlo(system, variables, tmp_path / "m.stablehlo", platforms=("cpu",))
+    rng = np.random.default_rng(2)
+    chunk = {
+        "frames": rng.integers(0, 256, (2, 3, 64, 64, 3)).astype(np.uint8),
+        "flow": rng.standard_normal((2, 3, 64, 64, 4)).astype(np.float32),
+    }
+    loaded, state = export.load_stablehlo(file), system.init_state(variables, 2, (64, 64))
+    _, expected = jax.jit(system.predict)(variables, state, chunk)
+    got = loaded.predict(state, chunk)[1]
+    assert np.isfinite(expected).all()
+    np.testing.assert_allclose(got, expected, atol=5e-5)
+
+
 def test_jax_alone_runs_a_program(tiny, program, tmp_path):
     count, (H, W) = tiny[0].spec.num_references, tiny[0].spec.input_size
     code = f"""

@@ -185,6 +185,10 @@ class MPNet(System):
             raise ConfigError(
                 f"config field model.evidence_full must lie in [0, 1], got {config.evidence_full}"
             )
+        if config.evidence_doubt < 0:
+            raise ConfigError(
+                f"config field model.evidence_doubt must be at least 0, got {config.evidence_doubt}"
+            )
         self.looks_back = bool(config.evidence or config.evidence_full)
         if self.looks_back and config.flow_direction == "forward":
             raise ConfigError(
@@ -329,7 +333,7 @@ class MPNet(System):
         before = frames[:, :1] if before is None else before
         before = jnp.concatenate([before.astype(frames.dtype), frames[:, :-1]], axis=1)
         evidence = motion_evidence(frames, before, flow, camera)
-        known = jnp.broadcast_to(jnp.asarray(known, jnp.float32), len(frames))
+        known = jnp.broadcast_to(jnp.asarray(known, jnp.float32), frames.shape[:1])
         return evidence.at[:, 0].multiply(known[:, None, None, None])
 
     def ways(self, flow: jax.Array, rng: jax.Array | None) -> list[jax.Array]:
