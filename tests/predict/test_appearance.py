@@ -8,8 +8,9 @@ import pytest
 
 from tests.predict.toys import GAIN, RunningMean, Toy, WindowCentre, video
 from uvos_jax.errors import ConfigError
+from uvos_jax.ops.odds import log_odds
 from uvos_jax.predict import appearance
-from uvos_jax.predict.appearance import Appearance, features, log_odds
+from uvos_jax.predict.appearance import Appearance, features
 from uvos_jax.predict.predictor import Predictor
 from uvos_jax.predict.spool import Spool
 

@@ -54,8 +54,9 @@ def motion_evidence(
         errors.append(jnp.sqrt(squares + 1e-6).reshape(seen.shape))
     known = seen.astype(jnp.float32)
     planes = jnp.stack([known, *(error * known for error in errors)], axis=-1)
-    share, camera, own = jnp.moveaxis(gaussian_mean(planes, WINDOW * W), -1, 0)
-    return jnp.stack([(camera - own) / (camera + own + NOISE), share], axis=-1)
+    share, by_camera, by_flow = jnp.moveaxis(gaussian_mean(planes, WINDOW * W), -1, 0)
+    evidence = (by_camera - by_flow) / (by_camera + by_flow + NOISE)
+    return jnp.stack([evidence, share], axis=-1)
 
 
 def _lab(frames: jax.Array) -> jax.Array:

@@ -18,9 +18,10 @@ from jaxtyping import Array, Float, UInt8
 
 from uvos_jax.ops.blur import gaussian_mean
 from uvos_jax.ops.color import rgb_to_lab
+from uvos_jax.ops.odds import log_odds
 from uvos_jax.ops.resize import resize_area, resize_bilinear
 
-__all__ = ["Appearance", "log_odds"]
+__all__ = ["Appearance"]
 
 #: Deviations of the two Gaussian windows of the features, in frame widths.
 WINDOWS = (0.009, 0.022)
@@ -38,14 +39,6 @@ SHRINK = 2
 LEAST = 100
 #: Probabilities below and above which a pixel teaches, the more the farther from one half.
 UNSURE = (0.4, 0.6)
-#: Probabilities are kept this far from 0 and 1.
-EDGE = 1e-3
-
-
-def log_odds(probs: jax.Array) -> jax.Array:
-    """`log(p / (1 - p))` of probabilities, which are kept off 0 and 1."""
-    p = jnp.clip(probs.astype(jnp.float32), EDGE, 1 - EDGE)
-    return jnp.log(p) - jnp.log1p(-p)
 
 
 def _smaller(shape: tuple[int, ...]) -> tuple[int, int]:

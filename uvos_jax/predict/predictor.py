@@ -452,7 +452,7 @@ class Predictor:
         In between the probabilities of the network are smoothed, from the last frame to the first.
         """
         looks = Appearance() if self.appearance else None
-        spool, flows = Spool(), Spool()
+        spool, flows = Spool(), Spool() if self.smooth else None
         try:
             for _, image, prob in self._blended(reader, small=True, flows=flows):
                 if looks:
@@ -463,7 +463,7 @@ class Predictor:
                     "%s: the network is nowhere sure of an object, so there is none whose "
                     "appearance could be learned", reader.name
                 )  # fmt: skip
-            if self.smooth:
+            if flows:
                 smooth(spool, flows, self.smooth, self.chunk)
             waiting: Iterable[FrameResult] = ()
             for window in prefetched(windows(reader, self.chunk)):
@@ -481,7 +481,8 @@ class Predictor:
             yield from waiting
         finally:
             spool.close()
-            flows.close()
+            if flows:
+                flows.close()
 
     def _finished(
         self, window: Window, probs: jax.Array, count: int, reader: VideoReader
@@ -515,11 +516,11 @@ class Predictor:
                 self._learn(session, window)
             weights = session.variables if session is not None else None
             states, images, probs = self._look(states, window.frames, window.flow, weights)
-            if flows is not None and self.smooth:
+            if flows:
                 size = tuple(max(n // FLOW_SHRINK, 1) for n in images.shape[1:3])
-                for field in np.asarray(_shrink_flow(window.flow[..., -2:], size=size))[0]:
-                    if flows.count < window.start + window.count:
-                        flows.append(field)
+                fields = _shrink_flow(window.flow[..., -2:], size=size)[0]
+                for field in np.asarray(fields)[: window.count]:
+                    flows.append(field)
             if small:
                 window = dataclasses.replace(window, frames=np.asarray(images))
             else:

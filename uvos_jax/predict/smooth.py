@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from uvos_jax.ops.flow import resize_flow
+from uvos_jax.ops.odds import log_odds
 from uvos_jax.ops.warp import backward_warp
-from uvos_jax.predict.appearance import log_odds
 from uvos_jax.predict.spool import Spool
 
 __all__ = ["SHRINK", "smooth"]

@@ -51,6 +51,7 @@ from uvos_jax.ops.flow import (
     planar_motion,
     through_8_bits,
 )
+from uvos_jax.ops.odds import log_odds
 from uvos_jax.ops.resize import resize_bilinear, resize_nearest
 from uvos_jax.ops.warp import backward_warp
 from uvos_jax.registry import register
@@ -67,8 +68,8 @@ EDGES, EVIDENCE = 2, 2
 ONE_SIDED = 0.1
 #: What the loss reads, all `[B,T,...]`.
 LOSS_KEYS = ("masks", "valid", "has_mask", "flow_valid")
-#: Probabilities are kept this far from 0 and 1, and remembered log-odds within these bounds.
-LEAST, SUREST = 1e-3, 6.0
+#: Remembered log-odds are kept within these bounds.
+SUREST = 6.0
 
 
 def objectness(proposals: jax.Array, top: int = 100) -> jax.Array:
@@ -177,10 +178,11 @@ class MPNet(System):
                 "config field model.memory follows flow to the previous frame: set "
                 "model.flow_direction to 'backward' or 'both'"
             )
-        if not 0 <= config.edge_dropout < 1:
-            raise ConfigError(
-                f"config field model.edge_dropout must lie in [0, 1), got {config.edge_dropout}"
-            )
+        for field in ("edge_dropout", "evidence_dropout"):
+            if not 0 <= config[field] < 1:
+                raise ConfigError(
+                    f"config field model.{field} must lie in [0, 1), got {config[field]}"
+                )
         if not 0 <= config.evidence_full <= 1:
             raise ConfigError(
                 f"config field model.evidence_full must lie in [0, 1], got {config.evidence_full}"
@@ -194,11 +196,6 @@ class MPNet(System):
             raise ConfigError(
                 "config field model.evidence (or evidence_full) compares with the previous frame: "
                 "set model.flow_direction to 'backward' or 'both'"
-            )
-        if not 0 <= config.evidence_dropout < 1:
-            raise ConfigError(
-                "config field model.evidence_dropout must lie in [0, 1), got "
-                f"{config.evidence_dropout}"
             )
         self.edges, self.joint = bool(config.edges), bool(config.joint_flow)
         self.evidence = bool(config.evidence)
@@ -450,8 +447,8 @@ class MPNet(System):
         that to the previous frame is seen with edges, that to the next without them.
         """
         flow = jnp.asarray(chunk["flow"])
-        # one after the other along time: the network is compiled once
         ways = [flow] if self.joint else jnp.split(flow, flow.shape[-1] // 2, axis=-1)
+        # one after the other along time: the network is compiled once
         joined = jnp.concatenate(ways, axis=1).astype(jnp.float32)
         odds, camera = state, None
         if self.config.angle_mode == "residual" and not self.joint:
@@ -493,8 +490,7 @@ class MPNet(System):
         """
         share = jnp.clip(evidence[..., 0] / float(self.config.evidence_full), 0.0, 1.0)
         lacking = (1.0 - share) * evidence[..., 1]
-        p = jnp.clip(probs, LEAST, 1 - LEAST)
-        odds = jnp.log(p) - jnp.log1p(-p)
+        odds = log_odds(probs)
         odds -= lacking * (jnp.maximum(odds, 0.0) + float(self.config.evidence_doubt))
         return jax.nn.sigmoid(odds)
 
@@ -510,8 +506,7 @@ class MPNet(System):
 
         def step(before: jax.Array, frame: tuple[jax.Array, jax.Array]):
             p, field = frame
-            p = jnp.clip(p, LEAST, 1 - LEAST)[..., None]
-            odds = jnp.log(p) - jnp.log1p(-p) + share * backward_warp(before, field)
+            odds = log_odds(p)[..., None] + share * backward_warp(before, field)
             odds = jnp.clip(odds, -SUREST, SUREST)
             return odds, jax.nn.sigmoid(odds)[..., 0]
 
