@@ -16,8 +16,9 @@ memory of the paper: network alone J 52.4, with objectness 63.3, with CRF 69.7. 
 67.7, SelFlow 70.1, SPyNet 64.6.
 
 Variants: `full`, `atan2`, `sincos`, `raw` (other encodings of flow), `eight_bit` (through 8-bit
-pictures as the release), `other_data` (smallest side 232), `light` (the packaged
-default: narrow, on estimated flow of rendered clips), `tiny` (tests).
+pictures as the release), `other_data` (smallest side 232), `light`, `light_again`,
+`light_water` (the packaged default in three runs: narrow, on estimated flow of rendered clips),
+`tiny` (tests).
 """
 
 from _base import get_base_config, parse_arg, set_model_field
@@ -25,7 +26,8 @@ from ml_collections import ConfigDict
 
 STEPS_PER_EPOCH = 3221  # 41 870 samples in batches of 13
 ENCODINGS = ("atan2", "sincos", "raw")
-VARIANTS = ("full", *ENCODINGS, "eight_bit", "other_data", "light", "tiny")
+LIGHT = ("light", "light_again", "light_water")
+VARIANTS = ("full", *ENCODINGS, "eight_bit", "other_data", *LIGHT, "tiny")
 
 
 def get_config(arg: str = "full") -> ConfigDict:
@@ -41,8 +43,8 @@ def get_config(arg: str = "full") -> ConfigDict:
     elif variant == "other_data":
         config.model.network_size = ()
         config.model.smallest_side = 232
-    elif variant == "light":
-        light(config)
+    elif variant in LIGHT:
+        {"light": light, "light_again": light_again, "light_water": light_water}[variant](config)
     elif variant == "tiny":
         tiny(config)
     for key, value in overrides.items():
@@ -117,6 +119,8 @@ def light(config: ConfigDict) -> None:
             --provider opencv_dis
         uvos train --config configs/mpnet.py:light --workdir runs/default
 
+    and on with `light_again` and `light_water`.
+
     Differs from the paper in width, encoding (vectors and what the camera's motion leaves of them),
     flow (mostly estimated, so that the network meets the errors it will see; to either neighbour,
     at inference to both), data, optimiser and loss, sees edges and whether the previous frame asks
@@ -177,6 +181,39 @@ def light(config: ConfigDict) -> None:
     config.train.total_steps = 5000
     config.train.checkpoint_every = 500
     config.train.log_every = 50
+
+
+def light_again(config: ConfigDict) -> None:
+    """The packaged default's second run, from the weights of `light`, at half its rate.
+
+        uvos train --config configs/mpnet.py:light_again --workdir runs/again \\
+            --init-from runs/default/weights.npz
+    """
+    light(config)
+    config.seed = 1
+    config.data.shuffle_seed = 1
+    config.optim.lr = 1e-3
+
+
+def light_water(config: ConfigDict) -> None:
+    """The packaged default's third run: 40 % of the clips show reflections, foam or smoke.
+
+        python tools/render_clips.py --out data/water --preset water --count 1400 --processes 2
+        python tools/compute_flow.py ...  # of data/water, as of data/clips
+        uvos train --config configs/mpnet.py:light_water --workdir runs/water \\
+            --init-from runs/again/weights.npz
+    """
+    light(config)
+    config.seed = 2
+    config.data.shuffle_seed = 2
+    config.optim.lr = 1e-3
+    outdoor = [dict(source) for source in config.data.train]
+    config.data.train = tuple(
+        {**source, "root": root, "weight": share * source["weight"]}
+        for root, share in (("data/clips/videos", 0.6), ("data/water/videos", 0.4))
+        for source in outdoor
+    )
+    config.train.total_steps = 4000
 
 
 def tiny(config: ConfigDict) -> None:

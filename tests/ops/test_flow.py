@@ -142,3 +142,9 @@ def test_median_by_bisection(count, rng):
     for values in (rng.exponential(size=count) ** 4, rng.integers(0, 4, count), np.zeros(count)):
         values = values.astype(np.float32)
         np.testing.assert_allclose(ops._median(jnp.asarray(values)), np.median(values), rtol=1e-6)
+
+
+def test_resizing_scales_every_field_of_four_channels():
+    field = jnp.broadcast_to(jnp.asarray([2.0, -4.0, 6.0, 8.0]), (10, 20, 4))
+    expected = np.broadcast_to([3.0, -2.0, 9.0, 4.0], (5, 30, 4))
+    np.testing.assert_allclose(ops.resize_flow(field, (5, 30)), expected, rtol=1e-6)

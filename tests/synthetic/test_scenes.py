@@ -11,7 +11,7 @@ from uvos_jax import synthetic
 from uvos_jax.errors import ConfigError
 from uvos_jax.metrics.davis import j_and_f
 from uvos_jax.synthetic import motion
-from uvos_jax.synthetic.render import pixel_grid, visible_layer
+from uvos_jax.synthetic.render import coverage, pixel_grid, visible_layer
 
 
 def warp(image, flow):
@@ -286,3 +286,56 @@ def test_motion_over_restless_ground_is_undone_exactly():
             there, amplitude = back_and_forth(seed, t)
             assert np.abs(amplitude).min() > 0
             np.testing.assert_allclose(there, x, atol=2e-3)
+
+
+WATER = synthetic.config(
+    "water", height=64, width=96, frames=3, objects=1, limbs=0, distractors=0, occluders=0,
+    reflection=1.0, spray=0.0, deformation=0.0, object_counts=(1.0,),
+)  # fmt: skip
+
+
+def test_a_reflection_has_the_shape_and_motion_of_its_object_upside_down():
+    still = {"shear_amplitude": jnp.zeros((2, 2))}
+    x = pixel_grid(WATER)[::3, ::3]
+
+    @jax.jit
+    def both(seed, t):
+        scene = synthetic.sample_scene(jax.random.key(seed), WATER)
+        camera = jax.tree.map(jnp.zeros_like, scene["camera"])
+        camera["wave_frequency"] = jnp.ones_like(camera["wave_frequency"])
+        camera["target"] = scene["camera"]["target"]
+        mirrored, body = ({**jax.tree.map(lambda v, i=i: v[i], scene["layers"]), **still}
+                          for i in (1, 2))  # far to near  # fmt: skip
+        level = (body["center"][1] + mirrored["center"][1]) / 2
+        below = jnp.stack([x[..., 0], 2 * level - x[..., 1]], axis=-1)
+        ids = jnp.stack([mirrored["id"], body["id"]])
+        return (
+            coverage(body, camera, x, t)[0], coverage(mirrored, camera, below, t)[0],
+            level - body["center"][1], ids,
+        )  # fmt: skip
+
+    for seed in range(6):
+        for t in (-2.0, 0.0, 3.0):
+            above, below, depth, ids = both(seed, t)
+            assert np.ptp(above) > 5
+            assert depth > 0
+            assert ids.tolist() == [0, 1]
+            np.testing.assert_allclose(below, above, atol=1e-2)
+
+
+def test_what_an_object_drags_along_is_none_of_it():
+    cfg = WATER.replace(spray=1.0, restless=0.0, static_camera=1.0, moving_threshold=0.0)
+    rendered = jax.jit(lambda i: synthetic.clip(synthetic.clip_key(0, i), cfg, synthetic.OUTPUTS))
+    without = cfg.replace(reflection=1e-9, spray=1e-9)  # as many layers, the same draws
+    plain = jax.jit(lambda i: synthetic.clip(synthetic.clip_key(0, i), without, synthetic.OUTPUTS))
+    dragged = 0
+    for i in range(6):
+        record, alone = rendered(i), plain(i)
+        assert not np.any(record["mask"] & ~(alone["mask"] > 0))  # spray may hide, never add
+        np.testing.assert_array_equal(record["mask"] > 0, record["ids"] == 1)
+        moving = np.linalg.norm(record["flow_fw"], axis=-1) > 0.02
+        assert not np.any((np.linalg.norm(alone["flow_fw"], axis=-1) > 0.02) & (alone["mask"] == 0))
+        dragged += np.sum(moving & (np.asarray(record["mask"]) == 0))
+        outside = (np.asarray(record["ids"]) == 0) & ~moving
+        assert outside.any()
+    assert dragged > 200

@@ -158,10 +158,13 @@ def through_8_bits(x: Float[Array, "*B H W C"]) -> Float[Array, "*B H W C"]:
     return levels / 255 * span + low
 
 
-def resize_flow(flow: Float[Array, "*B H W 2"], size: tuple[int, int]) -> Float[Array, "*B h w 2"]:
-    """Resizes a field bilinearly and scales its vectors to pixels of the new size (h, w)."""
+def resize_flow(flow: Float[Array, "*B H W C"], size: tuple[int, int]) -> Float[Array, "*B h w C"]:
+    """Resizes fields bilinearly and scales their vectors to pixels of the new size (h, w).
+
+    C is 2 for every field: flow to the previous and to the next frame have four channels.
+    """
     H, W = flow.shape[-3:-1]
-    ratio = jnp.asarray([size[1] / W, size[0] / H], flow.dtype)
+    ratio = jnp.asarray([size[1] / W, size[0] / H] * (flow.shape[-1] // 2), flow.dtype)
     return resize_bilinear(flow, size) * ratio
 
 

@@ -31,6 +31,7 @@ from uvos_jax.errors import (
     UnsupportedError,
     UvosError,
 )
+from uvos_jax.ops.flow import resize_flow
 from uvos_jax.ops.resize import resize_bilinear
 from uvos_jax.predict.adapt import Adapter, Lesson, Session
 from uvos_jax.predict.appearance import Appearance
@@ -682,9 +683,7 @@ def _shrink(frames: jax.Array, *, size: tuple[int, int]) -> jax.Array:
 @partial(jax.jit, static_argnames="size")
 def _shrink_flow(flow: jax.Array, *, size: tuple[int, int]) -> jax.Array:
     """float32 `[T,H,W,2]` (or 4) to `[1,T,h,w,2]` in pixels of the new size."""
-    H, W = flow.shape[1:3]
-    scale = jnp.asarray([size[1] / W, size[0] / H] * (flow.shape[-1] // 2), jnp.float32)
-    return (resize_bilinear(flow.astype(jnp.float32), size) * scale)[None]
+    return resize_flow(flow.astype(jnp.float32), size)[None]
 
 
 @partial(jax.jit, static_argnames="size")

@@ -39,6 +39,10 @@ class SceneConfig:
         detail) and strength.
       foreground: probability that the occluder lies along the lower border instead of standing.
       restless: probability that the background itself ripples, as water and leaves do.
+      reflection: probability that the first object is mirrored in what is below it, paler and
+        rippling; one more layer where it is not 0. Never part of the object.
+      spray: probability that the first object drags water, dust or smoke along; one more layer
+        where it is not 0. Never part of the object.
     """
 
     height: int = 240
@@ -76,13 +80,16 @@ class SceneConfig:
     ground: float = 0.0
     restless: float = 0.0
     foreground: float = 0.0
+    reflection: float = 0.0
+    spray: float = 0.0
     roughness: tuple[float, float] = (0.8, 1.8)
     tile_contrast: tuple[float, float] = (0.25, 1.0)
 
     @property
     def layers(self) -> int:
         """Layers per scene, background included."""
-        return 1 + self.distractors + self.objects + self.limbs + self.occluders
+        solid = 1 + self.distractors + self.objects + self.limbs + self.occluders
+        return solid + (self.reflection > 0) + (self.spray > 0)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -120,6 +127,37 @@ class SceneConfig:
             )
 
 
+# Scenes as amateurs film them: the camera mostly follows, there is ground below, water and
+# leaves ripple. For networks that see motion alone.
+_OUTDOOR: dict[str, Any] = {
+    "height": 128,
+    "width": 224,
+    "frames": 3,
+    "distractors": 2,
+    "objects": 2,
+    "limbs": 2,
+    "parts": 2,
+    "cells": 10,
+    "tile": 64,
+    "blur_samples": 1,
+    "shadows": False,
+    "object_counts": (0.75, 0.25),
+    "area": (0.01, 0.5),
+    "static_camera": 0.15,
+    "follow_camera": 0.5,
+    "follow_slack": 0.3,
+    "shake": 0.5,
+    "ground": 0.6,
+    "restless": 0.2,
+    "articulation": 0.6,
+    "deformation": 0.7,
+    "occlusion": 0.3,
+    "foreground": 0.6,
+    "camera_speed": 0.06,
+    "roughness": (0.4, 1.2),
+    "tile_contrast": (0.6, 1.0),
+}
+
 _PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     # As little work per pixel as still gives varied scenes: for training on CPUs.
@@ -137,35 +175,14 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "shadows": False,
         "object_counts": (0.7, 0.3),
     },
-    # Scenes as amateurs film them: the camera mostly follows, there is ground below, water and
-    # leaves ripple. For networks that see motion alone.
-    "outdoor": {
-        "height": 128,
-        "width": 224,
-        "frames": 3,
-        "distractors": 2,
-        "objects": 2,
-        "limbs": 2,
-        "parts": 2,
-        "cells": 10,
-        "tile": 64,
-        "blur_samples": 1,
-        "shadows": False,
-        "object_counts": (0.75, 0.25),
-        "area": (0.01, 0.5),
-        "static_camera": 0.15,
-        "follow_camera": 0.5,
-        "follow_slack": 0.3,
-        "shake": 0.5,
-        "ground": 0.6,
-        "restless": 0.2,
-        "articulation": 0.6,
-        "deformation": 0.7,
-        "occlusion": 0.3,
-        "foreground": 0.6,
-        "camera_speed": 0.06,
-        "roughness": (0.4, 1.2),
-        "tile_contrast": (0.6, 1.0),
+    "outdoor": _OUTDOOR,
+    # As `outdoor`, with what moves as the object does and is none of it.
+    "water": {
+        **_OUTDOOR,
+        "restless": 0.6,
+        "reflection": 0.5,
+        "spray": 0.5,
+        "occlusion": 0.15,
     },
     "test": {
         "height": 64,
@@ -185,7 +202,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
 
 
 def config(name: str = "default", **changes: Any) -> SceneConfig:
-    """A named preset (`default`, `fast`, `outdoor`, `test`) with fields changed.
+    """A named preset (`default`, `fast`, `outdoor`, `water`, `test`) with fields changed.
 
     Raises:
       ConfigError: unknown preset or field.

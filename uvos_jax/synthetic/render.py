@@ -88,6 +88,7 @@ def _frame(scene: dict, t: jax.Array, cfg: SceneConfig, wanted: frozenset[str]) 
             fog = 1 - jnp.exp(-photometric["fog"] * layer["z"])
             color = color * (1 - fog) + photometric["fog_color"] * fog
             alpha = jnp.clip(value / layer["softness"] + 0.5, 0.0, 1.0)[..., None]
+            alpha = alpha * layer["opacity"]
             below = carry["rgb"]
             if cfg.shadows:
                 offset = 0.25 * radius * sun

@@ -228,6 +228,7 @@ def _layer(
         "active": jnp.ones(()),
         "everywhere": jnp.asarray(1.0 if kind == BACKGROUND else 0.0),
         "softness": d.uniform(0.7, 1.8),
+        "opacity": jnp.ones(()),
         "relief": d.uniform(0.0, 0.45) * (0.0 if kind == BACKGROUND else 1.0),
         "shadow": jnp.zeros(()),
     }
@@ -279,6 +280,60 @@ def _photometric(d: Draws, key: jax.Array) -> dict[str, jax.Array]:
         "light_strength": d.uniform(0.0, 0.18),
         "noise_key": jax.random.key_data(key),
     }
+
+
+def _reflection(body: dict[str, Any], key: jax.Array, cfg: SceneConfig) -> dict[str, Any]:
+    """`body` mirrored at a level line near its lower end, behind it, paler and rippling."""
+    d = Draws(key, 40)
+    radius, flip = body["shape"]["radius"], jnp.asarray([1.0, -1.0])
+    shape, texture = dict(body["shape"]), dict(body["texture"])
+    shape["table"] = jnp.roll(shape["table"][:, ::-1], 1, axis=1)
+    shape["offset"] = shape["offset"] * flip
+    texture["tile_matrix"] = texture["tile_matrix"] * flip[:, None]
+    texture["cell_center"] = texture["cell_center"] * flip
+    texture["wave"] = texture["wave"] * flip
+    texture["gradient"] = texture["gradient"] * flip[:, None]
+    level = body["center"][1] + radius * d.uniform(0.4, 0.9)
+    layer = {**body, **_shears(d, 2 * radius, d.uniform(0.5, 3.0) * cfg.motion)}
+    for name in ("velocity", "acceleration", "sway_amplitude"):
+        layer[name] = body[name] * flip
+    for name in ("angle", "spin", "swing_amplitude"):
+        layer[name] = -body[name]
+    return {
+        **layer,
+        "shape": shape,
+        "texture": texture,
+        "center": jnp.stack([body["center"][0], 2 * level - body["center"][1]]),
+        "z": body["z"] + 2e-4,
+        "active": d.chance(cfg.reflection),
+        "id": jnp.zeros((), jnp.int32),
+        "opacity": d.uniform(0.25, 0.85),
+        "softness": d.uniform(1.0, 4.0),
+        "shadow": jnp.zeros(()),
+    }
+
+
+def _spray(
+    body: dict[str, Any], key: jax.Array, tile: jax.Array, cfg: SceneConfig, numbers: int
+) -> dict[str, Any]:
+    """Foam, dust or smoke beside and behind `body`: pale, soft, restless, slower than it."""
+    d = Draws(key, numbers)
+    radius = body["shape"]["radius"]
+    pale = textures.hsv_to_rgb(d.uniform(), d.uniform(0.0, 0.25), d.uniform(0.6, 1.0))
+    light = d.uniform(0.05, 0.2) * jnp.ones(3)
+    colors = {"base": pale, "direction": jnp.stack([light, 0.3 * light])}
+    layer = _layer(d, cfg, DISTRACTOR, colors, tile, radius * d.uniform(0.6, 1.3))
+    layer.update(_shears(d, 2 * radius, d.uniform(1.0, 4.0) * cfg.motion))
+    behind = -jnp.sign(body["velocity"][0]) * d.uniform(0.0, 1.3)
+    layer["center"] = body["center"] + radius * jnp.stack([behind, d.uniform(0.3, 1.1)])
+    layer["velocity"] = d.uniform(0.0, 1.0) * body["velocity"]
+    layer["growth"] = cfg.motion * d.uniform(0.0, 0.05)
+    layer["shape"]["stretch"] = jnp.stack([d.uniform(1.0, 2.2), d.uniform(0.3, 0.8)])
+    layer["z"] = body["z"] + jnp.where(d.chance(0.6) > 0, 3e-4, -3e-4)
+    layer["active"] = d.chance(cfg.spray)
+    layer["softness"] = d.uniform(0.1, 0.5) * radius
+    layer["opacity"] = d.uniform(0.4, 0.95)
+    return layer
 
 
 def _take(tree: Any, i: int) -> Any:
@@ -406,6 +461,12 @@ def sample_scene(key: jax.Array, cfg: SceneConfig) -> dict[str, Any]:
 
     if cfg.limbs:
         groups.append(group(limb, cfg.limbs))
+
+    first_object = _take(objects, 0)
+    if cfg.reflection:
+        groups.append(group(lambda i, k, tile: _reflection(first_object, k, cfg), 1))
+    if cfg.spray:
+        groups.append(group(lambda i, k, tile: _spray(first_object, k, tile, cfg, numbers), 1))
 
     def occluder(i, layer_key, tile):
         d = Draws(layer_key, numbers)

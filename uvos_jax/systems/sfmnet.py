@@ -32,6 +32,7 @@ from uvos_jax.losses import geometry as losses
 from uvos_jax.losses.masks import pixel_weights, weighted_mean
 from uvos_jax.modules.layers import Conv, batch_norm
 from uvos_jax.ops import geometry as geo
+from uvos_jax.ops.odds import log_odds
 from uvos_jax.ops.warp import backward_warp, pixel_grid
 from uvos_jax.registry import register
 from uvos_jax.systems.base import System
@@ -417,10 +418,7 @@ class SfMNet(System):
         else:
             outputs = self.module.apply(*arguments, **options)
         probs = self.moving_probability(outputs, intrinsics)
-        probs = jnp.clip(probs, 1e-4, 1.0 - 1e-4)
-        outputs["logits"] = (jnp.log(probs) - jnp.log1p(-probs))[..., None].astype(
-            self.compute_dtype
-        )
+        outputs["logits"] = log_odds(probs, edge=1e-4)[..., None].astype(self.compute_dtype)
         outputs = {k: v.reshape(B, T, *v.shape[1:]) for k, v in outputs.items()}
         return {**outputs, "intrinsics": intrinsics.reshape(B, T, 4)}, collections
 

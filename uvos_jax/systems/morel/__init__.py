@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from uvos_jax.errors import ConfigError, DataError
 from uvos_jax.losses.masks import weighted_mean
 from uvos_jax.losses.ssim import structural_dissimilarity
+from uvos_jax.ops.odds import log_odds
 from uvos_jax.ops.resize import resize_area
 from uvos_jax.ops.warp import backward_warp
 from uvos_jax.registry import register
@@ -153,8 +154,8 @@ class Morel(System):
 
     def _logits(self, outputs: Outputs, masks_in: str) -> jax.Array:
         """Logits `[B,P,H,W,1]` of the foreground in the previous frame or carried to the newest."""
-        probs = jnp.clip(self.foreground(outputs, masks_in), 1e-6, 1.0 - 1e-6)
-        return (jnp.log(probs) - jnp.log1p(-probs))[..., None].astype(self.compute_dtype)
+        odds = log_odds(self.foreground(outputs, masks_in), edge=1e-6)
+        return odds[..., None].astype(self.compute_dtype)
 
     def speeds(self, outputs: Outputs) -> jax.Array:
         """Pixels `[B,P,K]` that every object moves on its own."""
