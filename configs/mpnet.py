@@ -16,9 +16,8 @@ memory of the paper: network alone J 52.4, with objectness 63.3, with CRF 69.7. 
 67.7, SelFlow 70.1, SPyNet 64.6.
 
 Variants: `full`, `atan2`, `sincos`, `raw` (other encodings of flow), `eight_bit` (through 8-bit
-pictures as the release), `other_data` (smallest side 232), `light`, `light_again`,
-`light_water` (the packaged default in three runs: narrow, on estimated flow of rendered clips),
-`tiny` (tests).
+pictures as the release), `other_data` (smallest side 232), `light`, `light_again` (the
+packaged default in two runs: narrow, on estimated flow of rendered clips), `tiny` (tests).
 """
 
 from _base import get_base_config, parse_arg, set_model_field
@@ -26,8 +25,7 @@ from ml_collections import ConfigDict
 
 STEPS_PER_EPOCH = 3221  # 41 870 samples in batches of 13
 ENCODINGS = ("atan2", "sincos", "raw")
-LIGHT = ("light", "light_again", "light_water")
-VARIANTS = ("full", *ENCODINGS, "eight_bit", "other_data", *LIGHT, "tiny")
+VARIANTS = ("full", *ENCODINGS, "eight_bit", "other_data", "light", "light_again", "tiny")
 
 
 def get_config(arg: str = "full") -> ConfigDict:
@@ -43,8 +41,10 @@ def get_config(arg: str = "full") -> ConfigDict:
     elif variant == "other_data":
         config.model.network_size = ()
         config.model.smallest_side = 232
-    elif variant in LIGHT:
-        {"light": light, "light_again": light_again, "light_water": light_water}[variant](config)
+    elif variant == "light":
+        light(config)
+    elif variant == "light_again":
+        light_again(config)
     elif variant == "tiny":
         tiny(config)
     for key, value in overrides.items():
@@ -119,7 +119,7 @@ def light(config: ConfigDict) -> None:
             --provider opencv_dis
         uvos train --config configs/mpnet.py:light --workdir runs/default
 
-    and on with `light_again` and `light_water`.
+    and on with `light_again`.
 
     Differs from the paper in width, encoding (vectors and what the camera's motion leaves of them),
     flow (mostly estimated, so that the network meets the errors it will see; to either neighbour,
@@ -141,7 +141,7 @@ def light(config: ConfigDict) -> None:
     config.model.evidence = True
     config.model.evidence_dropout = 0.1
     config.model.evidence_full = 0.2
-    config.model.evidence_doubt = 2.0
+    config.model.evidence_doubt = 1.5
     config.model.memory = 0.6
     config.model.input_size = (192, 336)
     config.model.network_size = ()
@@ -193,27 +193,6 @@ def light_again(config: ConfigDict) -> None:
     config.seed = 1
     config.data.shuffle_seed = 1
     config.optim.lr = 1e-3
-
-
-def light_water(config: ConfigDict) -> None:
-    """The packaged default's third run: 40 % of the clips show reflections, foam or smoke.
-
-        python tools/render_clips.py --out data/water --preset water --count 1400 --processes 2
-        python tools/compute_flow.py ...  # of data/water, as of data/clips
-        uvos train --config configs/mpnet.py:light_water --workdir runs/water \\
-            --init-from runs/again/weights.npz
-    """
-    light(config)
-    config.seed = 2
-    config.data.shuffle_seed = 2
-    config.optim.lr = 1e-3
-    outdoor = [dict(source) for source in config.data.train]
-    config.data.train = tuple(
-        {**source, "root": root, "weight": share * source["weight"]}
-        for root, share in (("data/clips/videos", 0.6), ("data/water/videos", 0.4))
-        for source in outdoor
-    )
-    config.train.total_steps = 4000
 
 
 def tiny(config: ConfigDict) -> None:

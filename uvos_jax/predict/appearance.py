@@ -37,8 +37,9 @@ PIXELS_AT_ONCE = 2048
 SHRINK = 2
 #: Below this many pixels of either kind there is nothing to learn.
 LEAST = 100
-#: Probabilities below and above which a pixel teaches, the more the farther from one half.
-UNSURE = (0.4, 0.6)
+#: Probabilities below and above which a pixel teaches, the more the farther from one half: with this
+#: power of the distance, so that what is merely likely (an object's reflection, its wave) hardly does.
+UNSURE, POWER = (0.4, 0.6), 8
 
 
 def _smaller(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -162,7 +163,7 @@ class Appearance:
             if len(where) > PIXELS:
                 where = self._rng.choice(where, PIXELS, replace=False)
             pixels.append(values[where])
-            weights.append(np.abs(2 * prob[where] - 1))
+            weights.append(np.abs(2 * prob[where] - 1) ** POWER)
         self._kept.append((self._seen, pixels, weights))
         if len(self._kept) > FRAMES:
             self._stride *= 2
