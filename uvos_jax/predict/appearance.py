@@ -37,8 +37,8 @@ PIXELS_AT_ONCE = 2048
 SHRINK = 2
 #: Below this many pixels of either kind there is nothing to learn.
 LEAST = 100
-#: Probabilities below and above which a pixel teaches, the more the farther from one half: with this
-#: power of the distance, so that what is merely likely (an object's reflection, its wave) hardly does.
+#: Probabilities below and above which a pixel teaches, with this power of its distance from one
+#: half: what is merely likely, such as an object's reflection and its wave, hardly does.
 UNSURE, POWER = (0.4, 0.6), 8
 
 
