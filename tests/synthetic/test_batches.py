@@ -144,7 +144,6 @@ def test_degraded_flow_errs_about_as_much_as_an_estimator():
     assert error[:, edge].mean() > error[:, ~edge].mean()
 
 
-@pytest.mark.slow
 def test_packaged_demo_scenes_are_what_the_sampler_draws():
     drawn = synthetic.demo.draw_scenes()
     packaged = dict(flatten(synthetic.demo._packaged()))
@@ -153,7 +152,6 @@ def test_packaged_demo_scenes_are_what_the_sampler_draws():
         np.testing.assert_allclose(packaged[path], values, rtol=1e-4, atol=1e-4, err_msg=path)
 
 
-@pytest.mark.slow
 def test_demo_clips_show_what_they_say():
     names = synthetic.demo_clips()
     assert len(names) == 8
