@@ -488,9 +488,9 @@ def sample_scene(key: jax.Array, cfg: SceneConfig) -> dict[str, Any]:
     if cfg.occluders:
         groups.append(group(occluder, cfg.occluders))
 
-    target = {name: objects[name][0] for name in _still()}
+    target = {name: first_object[name] for name in _still()}
     camera_key, noise_key = jax.random.split(keys[3])
-    camera = _camera(d, camera_key, cfg, diagonal, target, objects["z"][0])
+    camera = _camera(d, camera_key, cfg, diagonal, target, first_object["z"])
     camera["follow"] = slack * camera["follow"]
     stacked = jax.tree.map(lambda *x: jnp.concatenate(x), *groups)
     order = jnp.argsort(-jnp.where(stacked["everywhere"] > 0, jnp.inf, stacked["z"]))
