@@ -61,7 +61,7 @@ def full() -> ConfigDict:
     config.model.decoder = 256
     config.model.head = 512
     # encoding
-    config.model.angle_mode = "acos"  # acos | atan2 | sincos | raw | residual
+    config.model.angle_mode = "acos"  # acos | atan2 | sincos | raw | residual | rigid
     config.model.eight_bit = False  # through 8-bit pictures, as the release
     config.model.zero_below = 1.0  # px; at test time only
     config.model.train_diagonal = 550.73  # of 480x270, of which training sees crops; 0: the field's
@@ -119,19 +119,20 @@ def light(config: ConfigDict) -> None:
             --provider opencv_dis
         uvos train --config configs/mpnet.py:light --workdir runs/default
 
-    and on with `light_again`.
+    and on with `light_again`, for which the same is made of `--out data/rocks --count 1400 --preset
+    rocks`.
 
-    Differs from the paper in width, encoding (vectors and what the camera's motion leaves of them),
-    flow (mostly estimated, so that the network meets the errors it will see; to either neighbour,
-    at inference to both), data, optimiser and loss, sees edges and whether the previous frame asks
-    for this flow (`evidence`, without which it is doubted), remembers (`memory`), learns what the
-    object of each video looks like (`predict.appearance`), and smooths whole videos
-    (`predict.smooth`).
+    Differs from the paper in width, encoding (vectors and what a plane before the camera and what
+    any scene at rest leave of them), flow (mostly estimated, so that the network meets the errors
+    it will see; to either neighbour, at inference to both), data, optimiser and loss, sees edges
+    and whether the previous frame asks for this flow (`evidence`, without which it is doubted),
+    remembers (`memory`), learns what the object of each video looks like (`predict.appearance`),
+    and smooths whole videos (`predict.smooth`).
     """
     config.model.widths = (16, 24, 48, 96, 128, 160)
     config.model.decoder = 32
     config.model.head = 24
-    config.model.angle_mode = "residual"
+    config.model.angle_mode = "rigid"
     config.model.train_diagonal = 0.0
     config.model.flow_direction = "both"
     config.model.temperature = 2.0
@@ -147,18 +148,7 @@ def light(config: ConfigDict) -> None:
     config.model.network_size = ()
     config.model.stage_factors = (1.0,)
 
-    videos = {
-        "name": "folder",
-        "root": "data/clips/videos",
-        "group": "default",
-        "clips": "sequences",
-        "flow_direction": "backward",
-    }
-    config.data.train = (
-        {**videos, "weight": 0.4, "flow": "../tvl1"},
-        {**videos, "weight": 0.4, "flow": "../dis"},
-        {**videos, "weight": 0.2, "flow": "../flow"},
-    )
+    config.data.train = rendered("data/clips", 1.0)
     config.data.batch_size = 4  # clips of three frames, of which two have a previous one
     config.data.clip_len = 3
     config.data.size = (128, 224)
@@ -183,13 +173,30 @@ def light(config: ConfigDict) -> None:
     config.train.log_every = 50
 
 
+def rendered(root: str, weight: float) -> tuple[dict, ...]:
+    """Sources of rendered clips with estimated (80 %) and exact flow, of this weight together."""
+    videos = {
+        "name": "folder",
+        "root": f"{root}/videos",
+        "group": "default",
+        "clips": "sequences",
+        "flow_direction": "backward",
+    }
+    shares = {"tvl1": 0.4, "dis": 0.4, "flow": 0.2}
+    return tuple(
+        {**videos, "weight": weight * share, "flow": f"../{flow}"} for flow, share in shares.items()
+    )
+
+
 def light_again(config: ConfigDict) -> None:
-    """The packaged default's second run, from the weights of `light`, at half its rate.
+    """The packaged default's second run, from the weights of `light`, at half its rate, with scenes
+    of more depth.
 
         uvos train --config configs/mpnet.py:light_again --workdir runs/again \\
             --init-from runs/default/weights.npz
     """
     light(config)
+    config.data.train = rendered("data/clips", 0.7) + rendered("data/rocks", 0.3)
     config.seed = 1
     config.data.shuffle_seed = 1
     config.optim.lr = 1e-3

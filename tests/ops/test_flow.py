@@ -1,5 +1,6 @@
 """Encodings of flow against slow versions of their definitions."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -118,6 +119,58 @@ def test_every_field_of_a_batch_is_fitted_alone():
         np.testing.assert_allclose(together[i // 3, i % 3], alone, atol=1e-4)
 
 
+def _scene(rng, H=64, W=96):
+    """Flow of a camera that moves and turns before blocks at random depths (Longuet-Higgins and
+    Prazdny 1980, focal length half a width)."""
+    y, x = np.meshgrid(np.arange(H) - (H - 1) / 2, np.arange(W) - (W - 1) / 2, indexing="ij")
+    x, y = x / (W / 2), y / (W / 2)
+    near = 1 / rng.uniform(1, 6, (H // 8, W // 8)).repeat(8, 0).repeat(8, 1)
+    t, r = 0.08 * rng.standard_normal(3), 0.03 * rng.standard_normal(3)
+    u = near * (t[2] * x - t[0]) + r[0] * x * y - r[1] * (1 + x * x) + r[2] * y
+    v = near * (t[2] * y - t[1]) + r[0] * (1 + y * y) - r[1] * x * y - r[2] * x
+    return (np.stack([u, v], axis=-1) * (W / 2)).astype(np.float32), t, r, (x, y)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_scene_at_rest_leaves_nothing_whatever_its_depth(seed):
+    rng = np.random.default_rng(seed)
+    scene, t, r, (x, y) = _scene(rng)
+    flow = scene + 0.02 * rng.standard_normal(scene.shape).astype(np.float32)
+    flow[20:44, 30:60] += [3, -2]
+    found = np.asarray(jax.jit(ops.rigid_residual)(jnp.asarray(flow)))
+    # the true line at each pixel: the motion of what is infinitely far, and on along the parallax
+    turn = np.stack([r[0] * x * y - r[1] * (1 + x * x) + r[2] * y,
+                     r[0] * (1 + y * y) - r[1] * x * y - r[2] * x], axis=-1) * 48  # fmt: skip
+    along = np.stack([t[2] * x - t[0], t[2] * y - t[1]], axis=-1)
+    along /= np.linalg.norm(along, axis=-1, keepdims=True)
+    off = flow - turn
+    expected = off - np.sum(off * along, axis=-1, keepdims=True) * along
+    far = np.hypot(*np.moveaxis(found - expected, -1, 0))
+    assert np.median(far) < 0.02
+    assert np.quantile(far, 0.95) < 0.1
+    inside = np.zeros(far.shape, bool)
+    inside[20:44, 30:60] = True
+    length = np.hypot(*np.moveaxis(found, -1, 0))
+    assert length[~inside].max() < 0.25
+    plane = np.hypot(*np.moveaxis(flow - np.asarray(ops.planar_motion(jnp.asarray(flow))), -1, 0))
+    assert np.median(plane[~inside]) > 5 * np.median(length[~inside])
+
+
+def test_what_is_not_rigid_is_measured_in_pixels_and_alone_in_its_batch():
+    rng = np.random.default_rng(5)
+    fields = np.stack([_scene(rng)[0] for _ in range(4)])
+    fields[:, 20:44, 30:60] += [4, 3]
+    fields += 0.05 * rng.standard_normal(fields.shape).astype(np.float32)
+    together = np.asarray(ops.rigid_residual(jnp.asarray(fields.reshape(2, 2, 64, 96, 2))))
+    for i in range(4):
+        alone = ops.rigid_residual(jnp.asarray(fields[i]))
+        np.testing.assert_allclose(together[i // 2, i % 2], alone, atol=2e-3)
+    twice = np.asarray(ops.rigid_residual(jnp.asarray(2 * fields)))
+    np.testing.assert_allclose(twice, 2 * together.reshape(fields.shape), atol=0.02)
+    nothing = np.asarray(ops.rigid_residual(jnp.zeros((1, 32, 48, 2))))
+    np.testing.assert_array_equal(nothing, 0)
+
+
 def test_residuals_do_not_depend_on_the_speed_of_a_video():
     rng = np.random.default_rng(1)
     flow = _planar(64, 96, 40 * rng.standard_normal(8))
@@ -129,6 +182,17 @@ def test_residuals_do_not_depend_on_the_speed_of_a_video():
     np.testing.assert_allclose(slow[..., :4], fast[..., :4], atol=0.02)
     level = np.asarray(fast - slow)[..., 4]
     np.testing.assert_allclose(level, np.log(3), atol=0.02)
+
+
+def test_rigid_residuals_stand_behind_those_of_the_plane():
+    flow = jnp.asarray(_scene(np.random.default_rng(6))[0])
+    plain = ops.flow_to_residual(flow)
+    both = ops.flow_to_residual(flow, rigid=True)
+    np.testing.assert_array_equal(both[..., :5], plain)
+    left = ops.rigid_residual(flow)
+    scale = 5e-4 * np.hypot(64, 96) + np.sqrt(np.mean(np.sum(np.square(left), axis=-1)))
+    np.testing.assert_allclose(both[..., 5:7], left / scale, atol=1e-5)
+    np.testing.assert_allclose(both[..., 7], np.log(scale / (5e-4 * np.hypot(64, 96))), atol=1e-5)
 
 
 def test_no_motion_has_no_residual():

@@ -10,6 +10,7 @@ from tests.synthetic.conftest import CLIPS, CONFIG, edited
 from uvos_jax import synthetic
 from uvos_jax.errors import ConfigError
 from uvos_jax.metrics.davis import j_and_f
+from uvos_jax.ops.flow import planar_motion, rigid_residual
 from uvos_jax.synthetic import motion
 from uvos_jax.synthetic.render import coverage, pixel_grid, visible_layer
 
@@ -339,3 +340,33 @@ def test_what_an_object_drags_along_is_none_of_it():
         outside = (np.asarray(record["ids"]) == 0) & ~moving
         assert outside.any()
     assert dragged > 200
+
+
+def test_rocks_move_as_one_scene_at_rest_that_is_no_plane():
+    cfg = synthetic.config(
+        "rocks", height=96, width=160, static_camera=0.0, restless=0.0, object_speed=0.0,
+        object_speed_floor=0.0, deformation=0.0, articulation=0.0, follow_camera=0.0,
+    )  # fmt: skip
+    rendered = jax.jit(
+        lambda i: synthetic.clip(synthetic.clip_key(0, i), cfg, ("ids", "flow_fw", "depth"))
+    )
+    rigid, planar = [], []
+    for i in range(12):
+        record = jax.device_get(rendered(i))
+        flow, rest = (
+            record["flow_fw"][0],
+            (record["ids"][0] == 0) | (record["ids"][0] > cfg.objects),
+        )
+        near = record["depth"][0][rest].min()
+        assert near < 8
+        size = np.median(np.linalg.norm(flow[rest], axis=-1))
+        if near > 2.5 or size < 0.5:
+            continue
+        field = jnp.asarray(flow)
+        for left, shares in (
+            (rigid_residual(field), rigid), (field - planar_motion(field), planar)
+        ):  # fmt: skip
+            shares.append(np.mean(np.linalg.norm(np.asarray(left)[rest], axis=-1) > 0.1 * size))
+    assert len(rigid) >= 4
+    assert np.mean(rigid) < 0.05
+    assert np.mean(planar) > 0.1

@@ -10,6 +10,7 @@ import pytest
 import uvos_jax as uvos
 from uvos_jax.errors import ConfigError, DataError, ShapeError
 from uvos_jax.ops.evidence import motion_evidence
+from uvos_jax.ops.flow import flow_to_residual, planar_motion
 from uvos_jax.systems.mpnet import combine, objectness
 from uvos_jax.train.stages import plan
 
@@ -140,6 +141,19 @@ def test_encodings_and_their_channels(mode, channels):
     assert np.all(field == 0)
     kernel = jax.eval_shape(system.init, jax.random.key(0))["params"]["stream"]["block1"]["conv"]
     assert kernel["kernel"].shape == (7, 7, channels, 8)
+
+
+def test_a_rigid_scene_adds_its_three_channels_behind_the_plane():
+    plane, rigid = (uvos.build(f"mpnet:tiny,angle_mode={m}") for m in ("residual", "rigid"))
+    flow = clip(seed=3)["flow"]
+    expected = flow_to_residual(flow, rigid=True)
+    np.testing.assert_array_equal(rigid.encode(flow), expected)
+    np.testing.assert_array_equal(plane.encode(flow), expected[..., :5])
+    kernel = jax.eval_shape(rigid.init, jax.random.key(0))["params"]["stream"]["block1"]["conv"]
+    assert kernel["kernel"].shape == (7, 7, 8, 8)
+    # the camera's plane may be given: it changes nothing
+    known = rigid.encode(flow, camera=planar_motion(flow))
+    np.testing.assert_allclose(known, expected, atol=1e-4)
 
 
 def test_the_detour_over_eight_bits_keeps_range_and_loses_steps():

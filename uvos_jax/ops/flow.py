@@ -244,12 +244,91 @@ def planar_motion(
     return jax.vmap(fit)(flow.reshape(-1, H, W, 2)).reshape(*lead, H, W, 2)
 
 
+def rigid_residual(
+    flow: Float[Array, "*B H W 2"], *, iterations: int = 10, step: int = 4
+) -> Float[Array, "*B H W 2"]:
+    """What no motion of a camera through a scene at rest explains, in pixels.
+
+    Whatever its depth, a pixel of a rigid scene moves along a line that depends on the camera
+    alone: `t . (m x m') + m . C m = 0` for the pixel `m = (x, y, 1)`, its velocity
+    `m' = (u, v, 0)`, the camera's translation t and a symmetric C (the differential epipolar
+    constraint of an uncalibrated camera; Vieville and Faugeras 1995, Brooks, Chojnacki and Baumela
+    1997). Returned is the shortest vector from that line to the flow. So rocks before a hillside
+    leave nothing of it, where `planar_motion` leaves parallax; but neither does an object that
+    moves as a nearer part of the scene would, such as one that passes before a camera at rest.
+
+    t and C are fitted by reweighted least squares on distances to the lines, with Geman and
+    McClure's weights; the border of the image counts more than its middle. A first guess by all
+    pixels competes with others by one side of the image each, which an object elsewhere cannot
+    spoil; they win if they halve the median distance, or they would explain the object instead.
+
+    Args:
+      iterations: of reweighting. step: every so many pixels are looked at.
+    """
+    lead, (H, W) = flow.shape[:-3], flow.shape[-3:-1]
+    half = W / 2
+    y, x = jnp.meshgrid(
+        (jnp.arange(H) - (H - 1) / 2) / half, (jnp.arange(W) - (W - 1) / 2) / half, indexing="ij"
+    )
+    quadratic = jnp.stack([x * x, 2 * x * y, 2 * x, y * y, 2 * y, jnp.ones_like(x)], axis=-1)
+    where = [p[::step, ::step].reshape(-1) for p in (x, y)]
+    level, down = where[0], where[1] * (W / H)
+    first = 0.25 + jnp.maximum(jnp.abs(level), jnp.abs(down)) ** 4
+    sides = [jnp.where(p > 0.3, 1.0, 0.02) for p in (level, -level, down, -down)]
+    starts = jnp.stack([first, *sides])
+
+    def fit(field: jax.Array) -> jax.Array:
+        # of unit size, or the products of velocities drown in those of positions
+        size = 0.05 + jnp.sqrt(jnp.mean(jnp.sum(field**2, axis=-1)))
+        u, v = field[..., 0] / size, field[..., 1] / size
+        terms = jnp.concatenate([jnp.stack([-v, u, x * v - y * u], axis=-1), quadratic], axis=-1)
+        seen = terms[::step, ::step].reshape(-1, 9)
+
+        def across(a: jax.Array, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+            """The lines' normals, of no certain length, and its square."""
+            normal = jnp.stack([a[1] - a[2] * y, a[2] * x - a[0]], axis=-1)
+            return normal, jnp.sum(normal**2, axis=-1) + 1e-4  # short near the focus of expansion
+
+        def solve(weights: jax.Array) -> jax.Array:
+            """Least squares with |t| = 1."""
+            weighted = seen * (weights / jnp.sum(weights))[:, None]
+            moments = jnp.einsum("ni,nj->ij", weighted, seen, precision="highest")
+            tc, cc = moments[:3, 3:], moments[3:, 3:] + 1e-6 * jnp.eye(6)
+            by_t = jnp.linalg.solve(cc, tc.T)
+            left = moments[:3, :3] - jnp.matmul(tc, by_t, precision="highest")
+            t = jnp.linalg.eigh((left + left.T) / 2)[1][:, 0]
+            return jnp.concatenate([t, -jnp.matmul(by_t, t, precision="highest")])
+
+        def errors(a: jax.Array) -> tuple[jax.Array, jax.Array]:
+            square = across(a, *where)[1]
+            return jnp.matmul(seen, a, precision="highest") ** 2 / square, square
+
+        def refine(_: Any, a: jax.Array) -> jax.Array:
+            error, square = errors(a)
+            # Twice the median error, and never less than a twentieth of a pixel.
+            scale = jnp.maximum(4 * _median(error), (0.05 / size) ** 2)
+            return solve((scale / (scale + error)) ** 2 * first / square)
+
+        def run(start: jax.Array) -> tuple[jax.Array, jax.Array]:
+            a = jax.lax.fori_loop(0, iterations, refine, solve(start))
+            return a, _median(errors(a)[0])
+
+        found, medians = jax.vmap(run)(starts)
+        a = found[jnp.argmin(medians.at[0].multiply(0.25))]
+        normal, square = across(a, x, y)
+        error = jnp.matmul(terms, a, precision="highest")
+        return size * (error / square)[..., None] * normal
+
+    return jax.vmap(fit)(flow.reshape(-1, H, W, 2)).reshape(*lead, H, W, 2)
+
+
 def flow_to_residual(
     flow: Float[Array, "*B H W 2"],
     camera: Float[Array, "*B H W 2"] | None = None,
     *,
+    rigid: bool = False,
     floor: float = 5e-4,
-) -> Float[Array, "*B H W 5"]:
+) -> Float[Array, "*B H W C"]:
     """Flow and what `planar_motion` leaves of it, each divided by its own root mean square.
 
     So scaled, slow and fast videos look alike to a network; the fifth channel is the logarithm of
@@ -257,17 +336,19 @@ def flow_to_residual(
 
     Args:
       camera: `planar_motion(flow)`, if it is known.
-      floor: added to both scales, in parts of the image's diagonal: slower motion is noise.
+      rigid: add three channels, of what `rigid_residual` leaves and its scale.
+      floor: added to all scales, in parts of the image's diagonal: slower motion is noise.
     """
     least = floor * float(np.hypot(*flow.shape[-3:-1]))
     flow = flow.astype(jnp.float32)
-    residual = flow - (planar_motion(flow) if camera is None else camera)
 
-    def scale(x: jax.Array) -> jax.Array:
-        return (
-            least + jnp.sqrt(jnp.mean(jnp.sum(x**2, axis=-1), axis=(-2, -1)))[..., None, None, None]
-        )
+    def scaled(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        mean = jnp.mean(jnp.sum(x**2, axis=-1), axis=(-2, -1))
+        scale = least + jnp.sqrt(mean)[..., None, None, None]
+        level = jnp.broadcast_to(jnp.log(scale / least), (*flow.shape[:-1], 1))
+        return x / scale, level
 
-    left = scale(residual)
-    level = jnp.broadcast_to(jnp.log(left / least), (*flow.shape[:-1], 1))
-    return jnp.concatenate([flow / scale(flow), residual / left, level], axis=-1)
+    found = [scaled(flow)[0], *scaled(flow - (planar_motion(flow) if camera is None else camera))]
+    if rigid:
+        found += scaled(rigid_residual(flow))
+    return jnp.concatenate(found, axis=-1)

@@ -38,6 +38,9 @@ class SceneConfig:
       roughness, tile_contrast: ranges of the noise textures' spectral exponent (small is fine
         detail) and strength.
       foreground: probability that the occluder lies along the lower border instead of standing.
+      distractor_depth, distractor_size: ranges of depth (objects have 1 to 4, the background 4 to
+        8) and of half-size in image diagonals of what is at rest. Near and large ones are
+        parallax that no plane explains.
       restless: probability that the background itself ripples, as water and leaves do.
       reflection: probability that the first object is mirrored in what is below it, paler and
         rippling; one more layer where it is not 0. Never part of the object.
@@ -78,6 +81,8 @@ class SceneConfig:
     moving_threshold: float = 0.003
     follow_slack: float = 0.0
     ground: float = 0.0
+    distractor_depth: tuple[float, float] = (2.0, 6.0)
+    distractor_size: tuple[float, float] = (0.02, 0.16)
     restless: float = 0.0
     foreground: float = 0.0
     reflection: float = 0.0
@@ -184,6 +189,19 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "spray": 0.5,
         "occlusion": 0.15,
     },
+    # As `outdoor`, among rocks and trunks: what is near moves more than the object does.
+    "rocks": {
+        **_OUTDOOR,
+        "distractors": 5,
+        "distractor_depth": (0.7, 5.0),
+        "distractor_size": (0.04, 0.22),
+        "object_counts": (0.85, 0.15),
+        "static_camera": 0.05,
+        "follow_camera": 0.6,
+        "ground": 0.8,
+        "occlusion": 0.5,
+        "restless": 0.1,
+    },
     "test": {
         "height": 64,
         "width": 96,
@@ -202,7 +220,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
 
 
 def config(name: str = "default", **changes: Any) -> SceneConfig:
-    """A named preset (`default`, `fast`, `outdoor`, `water`, `test`) with fields changed.
+    """A named preset (`default`, `fast`, `outdoor`, `water`, `rocks`, `test`) with fields changed.
 
     Raises:
       ConfigError: unknown preset or field.

@@ -398,10 +398,11 @@ def sample_scene(key: jax.Array, cfg: SceneConfig) -> dict[str, Any]:
     def distractor(i, layer_key, tile):
         d = Draws(layer_key, numbers)
         colors = _near_palette(d, palette, policy * (i % 2))
-        layer = _layer(d, cfg, DISTRACTOR, colors, tile, diagonal * d.log_uniform(0.02, 0.16))
+        size = diagonal * d.log_uniform(*cfg.distractor_size)
+        layer = _layer(d, cfg, DISTRACTOR, colors, tile, size)
         layer["center"] = d.uniform(-0.6, 0.6, (2,)) * canvas
         layer["angle"] = d.uniform(0, 2 * jnp.pi)
-        layer["z"] = jnp.minimum(d.uniform(2.0, 6.0), 0.95 * background["z"])
+        layer["z"] = jnp.minimum(d.uniform(*cfg.distractor_depth), 0.95 * background["z"])
         layer["active"] = (i < distractor_count).astype(jnp.float32)
         layer["id"] = (cfg.objects + 1 + i).astype(jnp.int32)
         return layer

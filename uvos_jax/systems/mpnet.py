@@ -8,8 +8,10 @@ proposals cover a pixel, and refined by a dense CRF (preset `mpnet`).
 
 Followed is the authors' Torch7 release. The angle is unsigned, `arccos(u / |w|)`, and mirrored
 examples keep it as it is (here they are mirrored first, which is what flow does in a mirror).
-`angle_mode` offers `atan2`, `sincos`, plain vectors (`raw`), and vectors beside what the camera's
-motion leaves of them (`residual`, ours). `eight_bit` repeats the release's detour over 8-bit files.
+`angle_mode` offers `atan2`, `sincos`, plain vectors (`raw`), and, ours, vectors beside what the
+camera's motion leaves of them, which is that of a plane (`residual`), and beside what a camera in
+any scene at rest leaves as well (`rigid`: `ops.flow.rigid_residual`). `eight_bit` repeats the
+release's detour over 8-bit files.
 `model_paper.dat` enlarges by two where `model_new.dat` enlarges to the skip connection; where 32
 divides both sides the two are taken to be one network. The last frame has no flow and no result in
 the release; here it gets the flow its engine supplies.
@@ -59,7 +61,9 @@ from uvos_jax.systems.base import System
 from uvos_jax.types import Batch, ModelCard, ModelSpec, Outputs, Phase, Stage, State
 
 FLOW_DIRECTIONS = ("forward", "backward", "both")
-ANGLE_MODES = ("acos", "atan2", "sincos", "raw", "residual")
+ANGLE_MODES = ("acos", "atan2", "sincos", "raw", "residual", "rigid")
+#: Those that begin with what the plane of `planar_motion` leaves.
+RESIDUALS = ("residual", "rigid")
 #: Objectness that changes nothing: `p (o + 1/2) = p`.
 NEUTRAL = 0.5
 #: Channels of `edge_contrast` and of `motion_evidence`, behind those of the flow in this order.
@@ -227,7 +231,7 @@ class MPNet(System):
         """What the network eats of flow `[...,H,W,2]`: angle (one or two channels) and length.
 
         With `angle_mode=residual` vectors, and what the camera's motion, which may be given, leaves
-        of them.
+        of them; with `rigid` what no motion of a camera leaves, too.
 
         Lengths are divided by a sixth of the frame's diagonal: the field's own, or
         `train_diagonal` where training sees a part of a frame. At test time angles of vectors
@@ -238,8 +242,8 @@ class MPNet(System):
         if train and config.train_diagonal:
             diagonal = float(config.train_diagonal)
         flow = flow.astype(jnp.float32)
-        if config.angle_mode == "residual":
-            return flow_to_residual(flow, camera)
+        if config.angle_mode in RESIDUALS:
+            return flow_to_residual(flow, camera, rigid=config.angle_mode == "rigid")
         if config.angle_mode == "raw":
             return flow / (diagonal / 6)
         field = flow_to_angle_magnitude(
@@ -451,7 +455,7 @@ class MPNet(System):
         # one after the other along time: the network is compiled once
         joined = jnp.concatenate(ways, axis=1).astype(jnp.float32)
         odds, camera = state, None
-        if self.config.angle_mode == "residual" and not self.joint:
+        if self.config.angle_mode in RESIDUALS and not self.joint:
             camera = planar_motion(joined)
         if self.looks_back:
             odds, frames = state["odds"], jnp.asarray(chunk["frames"])
