@@ -12,7 +12,7 @@ from uvos_jax.convert import flownets as networks
 from uvos_jax.data import flow_files
 from uvos_jax.errors import CheckpointError, ConfigError, DataError, ShapeError, UnsupportedError
 from uvos_jax.flow import PROVIDERS, PrecomputedFlow, make_provider
-from uvos_jax.flow.providers import FlowProvider, resize_area
+from uvos_jax.flow.providers import FlowProvider, shrink
 from uvos_jax.modules.flownets import FlowNetS, PWCNet
 
 
@@ -53,8 +53,8 @@ def test_a_short_last_batch_changes_nothing(clip):
 def test_shrinking_averages_whole_cells():
     x = np.arange(24, dtype=np.float32).reshape(1, 4, 6, 1)
     want = x.reshape(2, 2, 3, 2).mean((1, 3))
-    np.testing.assert_allclose(resize_area(jnp.asarray(x), (2, 3))[0, ..., 0], want)
-    assert resize_area(jnp.zeros((1, 5, 7, 3)), (2, 4)).shape == (1, 2, 4, 3)
+    np.testing.assert_allclose(shrink(jnp.asarray(x), (2, 3))[0, ..., 0], want)
+    assert shrink(jnp.zeros((1, 5, 7, 3)), (2, 4)).shape == (1, 2, 4, 3)
 
 
 @pytest.mark.parametrize(

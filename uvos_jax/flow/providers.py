@@ -105,7 +105,7 @@ class JaxProvider(FlowProvider):
             if ratio < 1:
                 # averaged, not sampled: at half size each pixel is the mean of four
                 small = tuple(max(1, round(n * ratio)) for n in full)
-                pair = [resize_area(x, small) for x in pair]
+                pair = [shrink(x, small) for x in pair]
             return resize_flow(function(*pair), size)
 
         self._run = jax.jit(run, static_argnames="size")
@@ -129,7 +129,7 @@ class JaxProvider(FlowProvider):
         return np.concatenate(flows)
 
 
-def resize_area(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+def shrink(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Shrinks by averaging as far as whole factors go, then bilinearly."""
     H, W = x.shape[1:3]
     fy, fx = max(1, H // size[0]), max(1, W // size[1])
