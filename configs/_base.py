@@ -82,6 +82,7 @@ def get_base_config() -> ConfigDict:
             "refine": "",  # preset of a CRF at the network's resolution, "" for none
             "appearance": 0.0,  # share of the video's own colours in the log-odds
             "smooth": 0.0,  # share of the next frame in the log-odds, along flow to it
+            "guided": False,  # enlarge along the edges of the picture, not bilinearly
             "flow": "",  # provider of optical flow for systems that read it, "" for tvl1
             "threshold": 0.5,
         }

@@ -127,7 +127,7 @@ def light(config: ConfigDict) -> None:
     it will see; to either neighbour, at inference to both), data, optimiser and loss, sees edges
     and whether the previous frame asks for this flow (`evidence`, without which it is doubted),
     remembers (`memory`), learns what the object of each video looks like (`predict.appearance`),
-    and smooths whole videos (`predict.smooth`).
+    smooths whole videos (`predict.smooth`) and enlarges masks along edges (`predict.guided`).
     """
     config.model.widths = (16, 24, 48, 96, 128, 160)
     config.model.decoder = 32
@@ -167,6 +167,7 @@ def light(config: ConfigDict) -> None:
     config.predict.refine = "agnn"
     config.predict.appearance = 0.5
     config.predict.smooth = 0.5
+    config.predict.guided = True
 
     config.train.total_steps = 5000
     config.train.checkpoint_every = 500

@@ -123,7 +123,7 @@ def parts(predictor: Predictor, video: Path, out: Path, stream: bool) -> dict[st
         """With the CRF at the network's resolution, if there is one."""
         probs = left.get("mixed", left["probs"])
         left["full"] = [
-            np.asarray(predictor._enlarged(images, p, window.frames.shape[1:3]))
+            np.asarray(predictor._enlarged(images, p, window.frames))
             for (window, images, _), p in zip(pairs(), probs, strict=True)
         ]
 

@@ -25,9 +25,9 @@ def make_predictor(args: argparse.Namespace) -> Any:
     options = {"crf": args.crf, "flip": args.flip}
     if getattr(args, "refine", None) is not None:
         options["refine"] = None if args.refine == "none" else args.refine
-    for share in ("appearance", "smooth"):
-        if getattr(args, share, None) is not None:
-            options[share] = getattr(args, share)
+    for option in ("appearance", "smooth", "guided"):
+        if getattr(args, option, None) is not None:
+            options[option] = getattr(args, option)
     if args.threshold is not None:
         options["threshold"] = args.threshold
     if args.references is not None:

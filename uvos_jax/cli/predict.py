@@ -64,6 +64,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         help="share, 0 to 1, that the next frame has in the odds of each one, along flow to it; "
         "default: as the weights say",
     )  # fmt: skip
+    parser.add_argument(
+        "--guided", action=argparse.BooleanOptionalAction,
+        help="enlarge masks along the edges of the picture; default: as the weights say",
+    )  # fmt: skip
     parser.add_argument("--overlay", action="store_true", help="also write OUT/VIDEO_overlay.mp4")
     parser.add_argument(
         "--save", action="append", default=[], choices=["probs", "geometry"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float
 
 
@@ -22,3 +23,18 @@ def gaussian_mean(x: Float[Array, "*B H W C"], deviation: float) -> Float[Array,
     """
     rows, columns = (jnp.asarray(_rows(n, deviation)) for n in x.shape[-3:-1])
     return jnp.einsum("yh,...hwc,xw->...yxc", rows, x, columns)
+
+
+def box_mean(x: Float[Array, "*B H W C"], radius: int) -> Float[Array, "*B H W C"]:
+    """Mean in a square window of `2 * radius + 1` pixels a side; windows end at the border."""
+    for axis, size in ((x.ndim - 3, x.shape[-3]), (x.ndim - 2, x.shape[-2])):
+        at = np.arange(size)
+        count = np.minimum(at + radius, size - 1) - np.maximum(at - radius, 0) + 1
+        around = [(0, 0)] * x.ndim
+        around[axis] = (radius, radius)
+        padded = jnp.pad(x, around)
+        total = sum(lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(2 * radius + 1))
+        shape = [1] * x.ndim
+        shape[axis] = size
+        x = total / jnp.asarray(count, x.dtype).reshape(shape)
+    return x

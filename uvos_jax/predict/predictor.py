@@ -32,6 +32,7 @@ from uvos_jax.errors import (
     UvosError,
 )
 from uvos_jax.ops.flow import resize_flow
+from uvos_jax.ops.guided import guided_enlarge
 from uvos_jax.ops.resize import resize_bilinear
 from uvos_jax.predict.adapt import Adapter, Lesson, Session
 from uvos_jax.predict.appearance import Appearance
@@ -68,6 +69,8 @@ class Predictor:
       smooth: share, 0 to 1, that the next frame has in the log-odds of each one where flow leads
         (`uvos_jax.predict.smooth`), for systems that read flow to the next frame and no frames
         after it. Streams go without.
+      guided: enlarge probabilities along the edges of the picture (`uvos_jax.ops.guided`), which
+        costs little, and not bilinearly.
       threshold: probability above which a pixel is foreground.
       references: frames of the video that global systems compare with; None takes the system's
         number (`model.num_references`).
@@ -97,6 +100,7 @@ class Predictor:
         refine: str | None = None,
         appearance: float = 0.0,
         smooth: float = 0.0,
+        guided: bool = False,
         threshold: float = 0.5,
         references: int | None = None,
         flip: bool = False,
@@ -135,7 +139,7 @@ class Predictor:
         self.system, self.crf, self.threshold = system, crf or None, threshold
         self.refine = refine or None
         self.appearance, self.smooth = float(appearance), float(smooth)
-        self.flip = flip
+        self.guided, self.flip = bool(guided), flip
         self.references = references or spec.num_references
         own_length = spec.clip_len if spec.temporal == "clip" or not spec.causal else CHUNK
         if spec.lookahead:
@@ -167,8 +171,8 @@ class Predictor:
         """A predictor from a weight file, building the system from the configuration inside.
 
         Threshold, windows, mirroring and the provider of flow follow that configuration's `predict`
-        section unless they are given, and so does refinement unless a CRF is asked for; that one
-        runs only on request, and its threshold is 0.5.
+        section unless they are given, and so do refinement and `guided` unless a CRF is asked for;
+        that one runs only on request, and its threshold is 0.5.
 
         Args:
           system: the expected system id; None takes the file's.
@@ -208,6 +212,7 @@ class Predictor:
                 "refine": None if options.get("crf") else config.predict.get("refine") or None,
                 "appearance": config.predict.get("appearance", 0.0),
                 "smooth": config.predict.get("smooth", 0.0),
+                "guided": not options.get("crf") and config.predict.get("guided", False),
                 **options,
             }
             built = configs.build(config)
@@ -305,20 +310,23 @@ class Predictor:
         states, probs = self._predict(variables or self.variables, states, batch)
         return states, batch["frames"][0], probs[0]
 
-    def _enlarged(self, images: jax.Array, probs: jax.Array, source: tuple[int, int]) -> jax.Array:
-        """Probabilities `[T,H,W]` at source size of those at the network's, refined if asked."""
+    def _enlarged(self, images: jax.Array, probs: jax.Array, frames: np.ndarray) -> jax.Array:
+        """Probabilities `[T,H,W]` at the size of the source's frames uint8 `[T,H,W,3]` of those at
+        the network's, whose frames `images` are; refined if asked."""
         if self.refine:
             from uvos_jax.ops.crf import dense_crf
 
             probs = dense_crf(np.asarray(images), np.asarray(probs), preset=self.refine)
-        return _enlarge(probs, size=source)
+        if self.guided:
+            return _enlarge_guided(probs, images, frames)
+        return _enlarge(probs, size=frames.shape[1:3])
 
     def _run(
         self, states: tuple, frames: np.ndarray, flow: np.ndarray | None, variables: Any = None
     ) -> tuple[tuple, jax.Array]:
         """One window: next states and probabilities `[T,H,W]` at source size, on the device."""
         states, images, probs = self._look(states, frames, flow, variables)
-        return states, self._enlarged(images, probs, frames.shape[1:3])
+        return states, self._enlarged(images, probs, frames)
 
     # ----- adaptation ---------------------------------------------------------------------
 
@@ -476,7 +484,7 @@ class Predictor:
                 probs: Any = spool.read(window.start, len(window.frames))
                 if looks:
                     probs = looks.mix(images, probs, self.appearance)
-                probs = self._enlarged(images, probs, source)
+                probs = self._enlarged(images, probs, window.frames)
                 yield from waiting
                 waiting = self._finished(window, probs, count, reader)
             yield from waiting
@@ -525,7 +533,7 @@ class Predictor:
             if small:
                 window = dataclasses.replace(window, frames=np.asarray(images))
             else:
-                probs = self._enlarged(images, probs, window.frames.shape[1:3])
+                probs = self._enlarged(images, probs, window.frames)
             if waiting is not None:
                 yield from blend.add(*waiting)
             waiting = (window, probs)
@@ -691,3 +699,10 @@ def _enlarge(probs: jax.Array, *, size: tuple[int, int]) -> jax.Array:
     """`[T,h,w]` to `[T,H,W]` float32 in [0,1]."""
     full = resize_bilinear(probs.astype(jnp.float32)[..., None], size)[..., 0]
     return jnp.clip(full, 0.0, 1.0)
+
+
+@jax.jit
+def _enlarge_guided(probs: jax.Array, images: jax.Array, frames: jax.Array) -> jax.Array:
+    """`_enlarge` along the edges of frames uint8 `[T,H,W,3]`, which are `images` when small."""
+    small, large = (x.astype(jnp.float32) / 255 for x in (images, frames))
+    return jnp.clip(guided_enlarge(probs, small, large), 0.0, 1.0)
