@@ -75,6 +75,7 @@ def full() -> ConfigDict:
     config.model.evidence_dropout = 0.0  # share of the examples that have none
     config.model.evidence_full = 0.0  # at which log-odds count in full, at inference; 0: always
     config.model.evidence_doubt = 0.0  # log-odds that pixels without any lose
+    config.model.evidence_rigid = 0.0  # share of that doubt for what any scene at rest explains
     config.model.memory = 0.0  # share of the previous frame's log-odds that is kept, not there
     # inference
     config.model.input_size = ()  # frames and flow at their own size ...
@@ -142,7 +143,8 @@ def light(config: ConfigDict) -> None:
     config.model.evidence = True
     config.model.evidence_dropout = 0.1
     config.model.evidence_full = 0.2
-    config.model.evidence_doubt = 1.5
+    config.model.evidence_doubt = 0.75
+    config.model.evidence_rigid = 0.7
     config.model.memory = 0.6
     config.model.input_size = (192, 336)
     config.model.network_size = ()

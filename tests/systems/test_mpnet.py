@@ -10,7 +10,7 @@ import pytest
 import uvos_jax as uvos
 from uvos_jax.errors import ConfigError, DataError, ShapeError
 from uvos_jax.ops.evidence import motion_evidence
-from uvos_jax.ops.flow import flow_to_residual, planar_motion
+from uvos_jax.ops.flow import flow_to_residual, planar_motion, rigid_residual
 from uvos_jax.systems.mpnet import combine, objectness
 from uvos_jax.train.stages import plan
 
@@ -468,7 +468,28 @@ def test_log_odds_without_evidence_are_doubted(sceptic):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def test_what_any_scene_at_rest_explains_is_doubted_in_part_as_well(sceptic):
+    _, _, video = sceptic
+    back = {**video, "flow": video["flow"][..., :2]}
+    fields = "flow_direction=backward,evidence_full=0.1,evidence_doubt=2.0"
+    system = uvos.build(f"mpnet:tiny,{fields},evidence_rigid=0.4")
+    once = uvos.build(f"mpnet:tiny,{fields}")
+    variables, state = drawn(system, 3), system.init_state({}, 1, (64, 64))
+    _, found = jax.jit(system.predict)(variables, state, back)
+    _, expected = jax.jit(once.predict)(variables, state, back)
+    frames, flow = video["frames"], back["flow"][:, 1:]
+    evidence = motion_evidence(frames[:, 1:], frames[:, :-1], flow, flow - rigid_residual(flow))
+    twice = once.doubted(expected[:, 1:], evidence, 0.4)
+    assert np.abs(twice - expected[:, 1:]).max() > 0.02
+    np.testing.assert_allclose(found[:, 1:], twice, atol=1e-4)
+    np.testing.assert_allclose(found[:, :1], expected[:, :1], atol=1e-6)
+
+
 def test_impossible_evidence_is_refused():
+    with pytest.raises(ConfigError, match=r"evidence_rigid must lie in \[0, 1\], got 1.5"):
+        uvos.build("mpnet:tiny,flow_direction=both,evidence_full=0.1,evidence_rigid=1.5")
+    with pytest.raises(ConfigError, match=r"evidence_rigid=0\.5 repeats the doubt of"):
+        uvos.build("mpnet:tiny,flow_direction=both,evidence_rigid=0.5")
     for asked in ("evidence=true", "evidence_full=0.1"):
         with pytest.raises(
             ConfigError, match=r"model\.evidence .*compares with the previous frame"

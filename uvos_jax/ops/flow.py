@@ -327,6 +327,7 @@ def flow_to_residual(
     camera: Float[Array, "*B H W 2"] | None = None,
     *,
     rigid: bool = False,
+    residual: Float[Array, "*B H W 2"] | None = None,
     floor: float = 5e-4,
 ) -> Float[Array, "*B H W C"]:
     """Flow and what `planar_motion` leaves of it, each divided by its own root mean square.
@@ -337,6 +338,7 @@ def flow_to_residual(
     Args:
       camera: `planar_motion(flow)`, if it is known.
       rigid: add three channels, of what `rigid_residual` leaves and its scale.
+      residual: `rigid_residual(flow)`, if it is known.
       floor: added to all scales, in parts of the image's diagonal: slower motion is noise.
     """
     least = floor * float(np.hypot(*flow.shape[-3:-1]))
@@ -350,5 +352,5 @@ def flow_to_residual(
 
     found = [scaled(flow)[0], *scaled(flow - (planar_motion(flow) if camera is None else camera))]
     if rigid:
-        found += scaled(rigid_residual(flow))
+        found += scaled(rigid_residual(flow) if residual is None else residual)
     return jnp.concatenate(found, axis=-1)

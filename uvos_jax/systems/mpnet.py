@@ -25,8 +25,10 @@ beside its mean (`ops.edges`), by which the network can end objects where the pi
 where blurred flow does, left out of a share of the examples (`edge_dropout`), or it relies too much
 on edges that generated pictures have and real ones have not; `evidence`, whether the frame before
 asks for this flow or for the camera's motion just as well (`ops.evidence`), of which a share of the
-examples has none (`evidence_dropout`), and how much of it log-odds need to count in full
-(`evidence_full`, `evidence_doubt`). The packaged default (`configs/mpnet.py:light`) uses them.
+examples has none (`evidence_dropout`), how much of it log-odds need to count in full
+(`evidence_full`, `evidence_doubt`), and what share of that doubt is repeated where a camera in any
+scene at rest explains the flow (`evidence_rigid`). The packaged default (`configs/mpnet.py:light`)
+uses them.
 
 Doubtful: how labels of FlyingThings3D were derived in detail, and which noisy clips were left out.
 """
@@ -34,6 +36,8 @@ Doubtful: how labels of FlyingThings3D were derived in detail, and which noisy c
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -51,6 +55,7 @@ from uvos_jax.ops.flow import (
     flow_to_angle_magnitude,
     flow_to_residual,
     planar_motion,
+    rigid_residual,
     through_8_bits,
 )
 from uvos_jax.ops.odds import log_odds
@@ -195,6 +200,15 @@ class MPNet(System):
             raise ConfigError(
                 f"config field model.evidence_doubt must be at least 0, got {config.evidence_doubt}"
             )
+        if not 0 <= config.evidence_rigid <= 1:
+            raise ConfigError(
+                f"config field model.evidence_rigid must lie in [0, 1], got {config.evidence_rigid}"
+            )
+        if config.evidence_rigid and not config.evidence_full:
+            raise ConfigError(
+                f"config field model.evidence_rigid={config.evidence_rigid} repeats the doubt of "
+                "model.evidence_full, which is 0: set that one, or leave this one at 0"
+            )
         self.looks_back = bool(config.evidence or config.evidence_full)
         if self.looks_back and config.flow_direction == "forward":
             raise ConfigError(
@@ -226,12 +240,17 @@ class MPNet(System):
     # ----- network ------------------------------------------------------------------------
 
     def encode(
-        self, flow: jax.Array, *, train: bool = False, camera: jax.Array | None = None
+        self,
+        flow: jax.Array,
+        *,
+        train: bool = False,
+        camera: jax.Array | None = None,
+        residual: jax.Array | None = None,
     ) -> jax.Array:
         """What the network eats of flow `[...,H,W,2]`: angle (one or two channels) and length.
 
-        With `angle_mode=residual` vectors, and what the camera's motion, which may be given, leaves
-        of them; with `rigid` what no motion of a camera leaves, too.
+        With `angle_mode=residual` vectors, and what the camera's motion (`camera`, if it is known)
+        leaves of them; with `rigid` what no motion of a camera leaves (`residual`), too.
 
         Lengths are divided by a sixth of the frame's diagonal: the field's own, or
         `train_diagonal` where training sees a part of a frame. At test time angles of vectors
@@ -243,7 +262,8 @@ class MPNet(System):
             diagonal = float(config.train_diagonal)
         flow = flow.astype(jnp.float32)
         if config.angle_mode in RESIDUALS:
-            return flow_to_residual(flow, camera, rigid=config.angle_mode == "rigid")
+            rigid = config.angle_mode == "rigid"
+            return flow_to_residual(flow, camera, rigid=rigid, residual=residual)
         if config.angle_mode == "raw":
             return flow / (diagonal / 6)
         field = flow_to_angle_magnitude(
@@ -273,8 +293,9 @@ class MPNet(System):
         *,
         train: bool,
         rngs: Mapping[str, jax.Array] | None = None,
-        camera: jax.Array | None = None,
+        motion: Mapping[str, jax.Array] = MappingProxyType({}),
     ) -> jax.Array:
+        """The network's input; `motion` holds arguments of `encode` that are known."""
         if "flow" not in batch:
             raise DataError(
                 f"mpnet sees nothing but the batch key 'flow', and the batch has {sorted(batch)}: "
@@ -282,7 +303,7 @@ class MPNet(System):
             )
         flow = jax.lax.stop_gradient(jnp.asarray(batch["flow"]))
         ways = self.ways(flow, rngs["dropout"] if train and rngs is not None else None)
-        encoded = [self.encode(way, train=train, camera=camera) for way in ways]
+        encoded = [self.encode(way, train=train, **motion) for way in ways]
         field = jnp.concatenate(encoded, axis=-1)
         pictures = self._pictures(batch, flow, rngs if train else None)
         if pictures:
@@ -454,21 +475,26 @@ class MPNet(System):
         ways = [flow] if self.joint else jnp.split(flow, flow.shape[-1] // 2, axis=-1)
         # one after the other along time: the network is compiled once
         joined = jnp.concatenate(ways, axis=1).astype(jnp.float32)
-        odds, camera = state, None
-        if self.config.angle_mode in RESIDUALS and not self.joint:
-            camera = planar_motion(joined)
+        odds, motion = state, {}
+        if not self.joint:
+            if self.config.angle_mode in RESIDUALS:
+                motion["camera"] = planar_motion(joined)
+            if self.config.angle_mode == "rigid":
+                motion["residual"] = rigid_residual(joined)
         if self.looks_back:
             odds, frames = state["odds"], jnp.asarray(chunk["frames"])
-            evidence = self._evidence(
-                frames,
-                flow[..., :2],
-                before=state["frame"],
-                known=state["known"],
-                camera=None if camera is None else camera[:, : flow.shape[1]],
+            back = flow[..., :2].astype(jnp.float32)
+            seen = {k: v[:, : flow.shape[1]] for k, v in motion.items()}
+            against = partial(
+                self._evidence, frames, back, before=state["frame"], known=state["known"]
             )
+            evidence = against(camera=seen.get("camera"))
+            if self.config.evidence_rigid:
+                residual = seen["residual"] if "residual" in seen else rigid_residual(back)
+                rigid_evidence = against(camera=back - residual)
             chunk = {**chunk, "evidence": evidence}
             state = {"frame": frames[:, -1:], "known": jnp.ones_like(state["known"])}
-        field = self._field({**chunk, "flow": joined}, train=False, camera=camera)
+        field = self._field({**chunk, "flow": joined}, train=False, motion=motion)
         if self.edges and self.config.edge_dropout:
             if len(ways) == 1:
                 field = jnp.concatenate([field, field], axis=1)
@@ -480,20 +506,22 @@ class MPNet(System):
         probs = self.probabilities(logits, flow.shape[2:4])
         if self.config.evidence_full:
             probs = self.doubted(probs, evidence)
+            if self.config.evidence_rigid:
+                probs = self.doubted(probs, rigid_evidence, float(self.config.evidence_rigid))
         if self.config.memory:
             odds, probs = self.remember(odds, probs, flow[..., :2])
         state = {**state, "odds": odds} if self.looks_back else odds
         return state, combine(probs, chunk.get("objectness", NEUTRAL))
 
-    def doubted(self, probs: jax.Array, evidence: jax.Array) -> jax.Array:
+    def doubted(self, probs: jax.Array, evidence: jax.Array, weight: float = 1.0) -> jax.Array:
         """Probabilities `[B,T,H,W]`, lowered where there is no evidence of motion.
 
         Up to `evidence_full` log-odds in favour count in proportion to the evidence, and what lacks
         to it takes `evidence_doubt` off all; where nothing is known of it (`ops.evidence`),
-        everything stays.
+        everything stays. `weight`, 0 to 1, is how much of that is done.
         """
         share = jnp.clip(evidence[..., 0] / float(self.config.evidence_full), 0.0, 1.0)
-        lacking = (1.0 - share) * evidence[..., 1]
+        lacking = weight * (1.0 - share) * evidence[..., 1]
         odds = log_odds(probs)
         odds -= lacking * (jnp.maximum(odds, 0.0) + float(self.config.evidence_doubt))
         return jax.nn.sigmoid(odds)
