@@ -65,11 +65,12 @@ def test_it_is_linear_and_leaves_constants_alone_in_any_batch():
 
 @pytest.mark.parametrize("radius", [0, 1, 3, 20])
 def test_box_mean(radius):
-    x = np.random.default_rng(2).random((6, 9, 2)).astype(np.float32)
+    x = np.random.default_rng(2).random((2, 6, 9)).astype(np.float32)
 
     def mean(i, j):
         rows = slice(max(i - radius, 0), i + radius + 1)
-        return x[rows, max(j - radius, 0) : j + radius + 1].mean((0, 1))
+        return x[:, rows, max(j - radius, 0) : j + radius + 1].mean((1, 2))
 
     want = [[mean(i, j) for j in range(9)] for i in range(6)]
-    np.testing.assert_allclose(box_mean(jnp.asarray(x), radius), want, atol=1e-6)
+    found = jnp.moveaxis(box_mean(jnp.asarray(x), radius), 0, -1)
+    np.testing.assert_allclose(found, want, atol=1e-6)

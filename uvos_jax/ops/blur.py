@@ -25,9 +25,13 @@ def gaussian_mean(x: Float[Array, "*B H W C"], deviation: float) -> Float[Array,
     return jnp.einsum("yh,...hwc,xw->...yxc", rows, x, columns)
 
 
-def box_mean(x: Float[Array, "*B H W C"], radius: int) -> Float[Array, "*B H W C"]:
-    """Mean in a square window of `2 * radius + 1` pixels a side; windows end at the border."""
-    for axis, size in ((x.ndim - 3, x.shape[-3]), (x.ndim - 2, x.shape[-2])):
+def box_mean(x: Float[Array, "*B H W"], radius: int) -> Float[Array, "*B H W"]:
+    """Mean in a square window of `2 * radius + 1` pixels a side; windows end at the border.
+
+    Channels, if any, come before the rows: sums of shifted planes take a tenth of the time there.
+    """
+    for axis in (x.ndim - 2, x.ndim - 1):
+        size = x.shape[axis]
         at = np.arange(size)
         count = np.minimum(at + radius, size - 1) - np.maximum(at - radius, 0) + 1
         around = [(0, 0)] * x.ndim

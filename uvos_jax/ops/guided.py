@@ -9,6 +9,8 @@ enlarged and applied to the colours of the large one, so that the map ends where
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -38,36 +40,49 @@ def guided_enlarge(
     Returns:
       float32.
     """
-    small, x = small.astype(jnp.float32), x.astype(jnp.float32)[..., None]
-    channels = small - 0.5  # squares lose least about zero
-    red, green, blue = jnp.split(channels, 3, axis=-1)
-    products = [red * red, red * green, red * blue, green * green, green * blue, blue * blue]
-    means = box_mean(jnp.concatenate([channels, x, channels * x, *products], axis=-1), radius)
-    mean, mean_x, with_x, squares = jnp.split(means, (3, 4, 7), axis=-1)
-    covariance = with_x - mean * mean_x
+    # Planes, not channels: a CPU takes an eighth of the time. Squares lose least about zero.
+    r, g, b = colours = _planes(small)
+    x = x.astype(jnp.float32)
+    products = (r * r, r * g, r * b, g * g, g * b, b * b)
+    seen = jnp.stack([*colours, x, *(c * x for c in colours), *products], axis=-3)
+    means = _unstacked(box_mean(seen, radius))
+    mean, mean_x, with_x, squares = means[:3], means[3], means[4:7], means[7:]
+    covariance = [a - m * mean_x for a, m in zip(with_x, mean, strict=True)]
     slope = _solved(squares, mean, covariance, epsilon)
-    offset = mean_x - jnp.sum(slope * mean, axis=-1, keepdims=True)
-    line = box_mean(jnp.concatenate([slope, offset], axis=-1), radius)
-    line = resize_bilinear(line, large.shape[-3:-1])
-    return jnp.sum(line[..., :3] * (large.astype(jnp.float32) - 0.5), axis=-1) + line[..., 3]
+    offset = mean_x - sum(a * m for a, m in zip(slope, mean, strict=True))
+    line = box_mean(jnp.stack([*slope, offset], axis=-3), radius)
+    line = resize_bilinear(line[..., None], large.shape[-3:-1])[..., 0]
+    *slope, offset = _unstacked(line)
+    return sum((a * c for a, c in zip(slope, _planes(large), strict=True)), offset)
 
 
-def _solved(squares: Array, mean: Array, right: Array, epsilon: float) -> Array:
-    """Solves for `[...,3]` with the covariance of colour plus epsilon, by its LDL' factors.
+def _planes(picture: Array) -> tuple[Array, ...]:
+    """Channels of a picture in [0, 1], less one half."""
+    return tuple(picture[..., i].astype(jnp.float32) - 0.5 for i in range(3))
+
+
+def _unstacked(x: Array) -> list[Array]:
+    return [x[..., i, :, :] for i in range(x.shape[-3])]
+
+
+def _solved(
+    squares: Sequence[Array], mean: Sequence[Array], right: Sequence[Array], epsilon: float
+) -> tuple[Array, Array, Array]:
+    """Solves with the covariance of colour plus epsilon, by its LDL' factors.
 
     Args:
-      squares: `[...,6]`, means of the products rr, rg, rb, gg, gb, bb. mean: of r, g, b.
+      squares: means of the products rr, rg, rb, gg, gb, bb. mean: of r, g, b. right: three planes.
     """
-    rr, rg, rb, gg, gb, bb = (squares[..., i] for i in range(6))
-    r, g, b = (mean[..., i] for i in range(3))
+    rr, rg, rb, gg, gb, bb = squares
+    r, g, b = mean
     rr, gg, bb = rr - r * r + epsilon, gg - g * g + epsilon, bb - b * b + epsilon
     rg, rb, gb = rg - r * g, rb - r * b, gb - g * b
     under_r, second = rg / rr, rb / rr
     gg, gb = gg - rg * under_r, gb - rb * under_r
     third = gb / gg
     bb = bb - rb * second - gb * third
-    p, q, s = (right[..., i] for i in range(3))
+    p, q, s = right
     q = q - under_r * p
     s = (s - second * p - third * q) / bb
     q = q / gg - third * s
-    return jnp.stack([p / rr - under_r * q - second * s, q, s], axis=-1)
+    return p / rr - under_r * q - second * s, q, s
