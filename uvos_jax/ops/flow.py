@@ -245,7 +245,7 @@ def planar_motion(
 
 
 def rigid_residual(
-    flow: Float[Array, "*B H W 2"], *, iterations: int = 10, step: int = 4
+    flow: Float[Array, "*B H W 2"], *, iterations: int = 10, step: int = 0
 ) -> Float[Array, "*B H W 2"]:
     """What no motion of a camera through a scene at rest explains, in pixels.
 
@@ -263,10 +263,12 @@ def rigid_residual(
     spoil; they win if they halve the median distance, or they would explain the object instead.
 
     Args:
-      iterations: of reweighting. step: every so many pixels are looked at.
+      iterations: of reweighting. step: one of so many pixels is looked at along either axis; 0:
+        some 1800 in all.
     """
     lead, (H, W) = flow.shape[:-3], flow.shape[-3:-1]
     half = W / 2
+    step = step or max(1, round((H * W / 1800) ** 0.5))
     y, x = jnp.meshgrid(
         (jnp.arange(H) - (H - 1) / 2) / half, (jnp.arange(W) - (W - 1) / 2) / half, indexing="ij"
     )
