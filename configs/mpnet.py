@@ -197,6 +197,10 @@ def light_again(config: ConfigDict) -> None:
 
         uvos train --config configs/mpnet.py:light_again --workdir runs/again \\
             --init-from runs/default/weights.npz
+
+    What is packaged came here in three runs: `light` and `light_again` with
+    `angle_mode=residual` on `data/clips` alone, then, with three more input channels whose weights
+    began at zero, this one for 6000 steps with seed 2.
     """
     light(config)
     config.data.train = rendered("data/clips", 0.7) + rendered("data/rocks", 0.3)
