@@ -46,7 +46,7 @@ LONG = (
     "test_parameters_are_float32_and_named_by_strings",
     "test_a_causal_system_fed_frame_by_frame_equals_one_call",
 )
-ALWAYS = ("cosnet", "pdb_convlstm", "matnet", "mpnet", "sfmnet")
+ALWAYS = ("cosnet", "pdb_convlstm", "mpnet", "sfmnet")
 
 
 def pytest_configure(config):

@@ -324,6 +324,7 @@ def test_a_reflection_has_the_shape_and_motion_of_its_object_upside_down():
             np.testing.assert_allclose(below, above, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_what_an_object_drags_along_is_none_of_it():
     cfg = WATER.replace(spray=1.0, restless=0.0, static_camera=1.0, moving_threshold=0.0)
     rendered = jax.jit(lambda i: synthetic.clip(synthetic.clip_key(0, i), cfg, synthetic.OUTPUTS))

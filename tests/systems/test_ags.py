@@ -315,6 +315,7 @@ def test_rates_and_frozen_parts_name_parameters_that_are_there(variant):
 # ----- data -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_synthetic_fixations_lie_on_the_object():
     source = sources.make_source("synthetic", preset="test", size=SIZE, clip_len=2, fixations=True)
     example = source.sample(3, None)

@@ -99,7 +99,7 @@ def _compile(predictor: Any, size: tuple[int, int]) -> None:
         return np.asarray(Image.fromarray(cells).resize(size[::-1], Image.Resampling.BICUBIC))
 
     background, square = colors(0), colors(1)
-    frames = np.stack([background] * (predictor.chunk + 1))
+    frames = np.stack([background] * predictor.chunk)
     for t, frame in enumerate(frames):
         frame[40:90, 60 + 3 * t : 120 + 3 * t] = square[40:90, 60:120]
     log = logging.getLogger("uvos_jax")
